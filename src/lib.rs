@@ -1,0 +1,3 @@
+//! Read-only NBD server for Hexz snapshots.
+pub mod nbd;
+pub mod snapshot;

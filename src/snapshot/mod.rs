@@ -1,0 +1,1 @@
+//! The `.hxz` file: open, length, reads, extents. Knows nothing of NBD, TLS or async runtimes.
