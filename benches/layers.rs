@@ -1,1 +1,2 @@
+//! One benchmark for each layer.
 fn main() {}

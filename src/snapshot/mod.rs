@@ -1,2 +1,23 @@
-//! The `.hxz` file: open, length, reads, extents. Knows nothing of NBD, TLS or async runtimes.
+//! The `.hxz` file: how long, what is where, and give me these bytes.
+//!
+//! Knows nothing of NBD, TLS or async runtimes, and never serves a byte that it did not check.
+//! Calls that may read storage or decode say so; the others never wait.
+
+pub mod cache;
+pub mod content;
+pub mod decode;
+pub mod error;
+pub mod file;
 pub mod format;
+mod page;
+pub mod storage;
+pub mod structure;
+
+pub use self::cache::Cache;
+pub use self::content::Content;
+pub use self::decode::{Compressor, Encryptor, Lz4Compressor, ZstdCompressor};
+pub use self::error::{Damage, Error, ErrorKind};
+pub use self::file::{Check, Extent, Extents, File, OpenOptions, Slice};
+pub use self::format::{Compression, Family, Stream};
+pub use self::storage::{FileBackend, MemoryBackend, StorageBackend};
+pub use self::structure::Structure;

@@ -1,1 +1,13 @@
-//! Integration tests: one binary.
+//! Integration tests, one binary: real files, real clients, and peers that misbehave.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking"
+)]
+
+mod formats;
+mod support;
+mod upstream;

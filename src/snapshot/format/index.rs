@@ -50,7 +50,8 @@ impl PageRecord {
     /// Number of entries, from the length of the page.
     #[must_use]
     pub fn entries(&self, family: Family) -> u64 {
-        u64::from(self.length).saturating_sub(PAGE_COUNT_BYTES) / family.entry_bytes()
+        let entries = u64::from(self.length).saturating_sub(PAGE_COUNT_BYTES);
+        entries.checked_div(family.entry_bytes()).unwrap_or(0)
     }
 }
 

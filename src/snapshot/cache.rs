@@ -1,0 +1,208 @@
+//! Decoded blocks and index pages of all snapshots of the process, bounded in bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+
+use crate::snapshot::format::Stream;
+use crate::snapshot::page::Page;
+
+/// Size of the cache where nothing else was asked for, in bytes.
+pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// Share of the cache that index pages may take: 24 bytes describe a block of tens of kilobytes.
+const PAGES_SHARE: u64 = 8;
+
+/// Bytes of bookkeeping for an entry, beside what it holds.
+const ENTRY_OVERHEAD_BYTES: u64 = 128;
+
+/// Bytes of one shard at least: an entry that outweighs its shard is not kept at all.
+const SHARD_BYTES_MIN: u64 = 32 << 20;
+
+const SHARDS_MAX: u64 = 64;
+
+/// One cache for the whole process. Whoever misses first fetches; who comes meanwhile waits for
+/// that one fetch.
+#[derive(Debug)]
+pub struct Cache {
+    blocks: QuickCache<BlockKey, Bytes, Weigh>,
+    pages: QuickCache<PageKey, Arc<Page>, Weigh>,
+}
+
+/// Where a stored block lies, so that deduplicated blocks share an entry. All that decides what
+/// becomes of the stored bytes is part of the key; in encrypted snapshots that is the number too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    pub(crate) file: FileId,
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    pub(crate) logical_length: u32,
+    pub(crate) crc: u32,
+    /// 0 unless the number of the block is needed to decode it.
+    pub(crate) number: u64,
+}
+
+/// Number of a page in a stream of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PageKey {
+    pub(crate) file: FileId,
+    pub(crate) stream: Stream,
+    pub(crate) page: usize,
+}
+
+/// Tells opened files apart. Never used twice in a process, so what was cached for a file that is
+/// gone is not found again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FileId(u64);
+
+impl FileId {
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Weigh;
+
+impl Weighter<BlockKey, Bytes> for Weigh {
+    fn weight(&self, _key: &BlockKey, block: &Bytes) -> u64 {
+        (block.len() as u64).saturating_add(ENTRY_OVERHEAD_BYTES)
+    }
+}
+
+impl Weighter<PageKey, Arc<Page>> for Weigh {
+    fn weight(&self, _key: &PageKey, page: &Arc<Page>) -> u64 {
+        page.memory_bytes().saturating_add(ENTRY_OVERHEAD_BYTES)
+    }
+}
+
+impl Cache {
+    /// A cache that keeps at most `capacity_bytes`, index pages included. With 0 nothing is kept.
+    #[must_use]
+    pub fn new(capacity_bytes: u64) -> Self {
+        let pages = capacity_bytes / PAGES_SHARE;
+        Self {
+            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024),
+            pages: bounded(pages, 64 * 1024),
+        }
+    }
+
+    /// Bytes that the cache holds now, its bookkeeping included.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.blocks.weight().saturating_add(self.pages.weight())
+    }
+
+    pub(crate) fn block(&self, key: &BlockKey) -> Option<Bytes> {
+        self.blocks.get(key)
+    }
+
+    /// The block, decoded by this call if it is not there. Waits for whoever decodes it already.
+    pub(crate) fn block_or_decode<E>(
+        &self,
+        key: &BlockKey,
+        decode: impl FnOnce() -> Result<Bytes, E>,
+    ) -> Result<Bytes, E> {
+        self.blocks.get_or_insert_with(key, decode)
+    }
+
+    pub(crate) fn page(&self, key: &PageKey) -> Option<Arc<Page>> {
+        self.pages.get(key)
+    }
+
+    /// The page, loaded by this call if it is not there. Waits for whoever loads it already.
+    pub(crate) fn page_or_load<E>(
+        &self,
+        key: &PageKey,
+        load: impl FnOnce() -> Result<Arc<Page>, E>,
+    ) -> Result<Arc<Page>, E> {
+        self.pages.get_or_insert_with(key, load)
+    }
+}
+
+fn bounded<K, V>(capacity_bytes: u64, typical_bytes: u64) -> QuickCache<K, V, Weigh>
+where
+    K: Eq + std::hash::Hash + Clone,
+    V: Clone,
+    Weigh: Weighter<K, V> + Clone,
+{
+    let shards = (capacity_bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
+    let items = (capacity_bytes / typical_bytes).max(1);
+    // All three settings are given, which is all that building can miss.
+    let options = OptionsBuilder::new()
+        .shards(usize::try_from(shards).unwrap_or(1))
+        .estimated_items_capacity(usize::try_from(items).unwrap_or(usize::MAX))
+        .weight_capacity(capacity_bytes)
+        .build()
+        .expect("every required option is set above");
+    QuickCache::with_options(
+        options,
+        Weigh,
+        DefaultHashBuilder::default(),
+        DefaultLifecycle::default(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(offset: u64) -> BlockKey {
+        BlockKey { file: FileId(0), offset, length: 9, logical_length: 9, crc: 0, number: 0 }
+    }
+
+    fn fill(cache: &Cache, blocks: u64, block_bytes: usize) {
+        for offset in 0..blocks {
+            let block = cache.block_or_decode(&key(offset), || {
+                Ok::<_, std::convert::Infallible>(Bytes::from(vec![1; block_bytes]))
+            });
+            assert_eq!(block.unwrap().len(), block_bytes);
+        }
+    }
+
+    #[test]
+    fn the_bound_in_bytes_holds_for_blocks_of_every_size() {
+        for block_bytes in [100, 1400, 65_536, 3 << 20] {
+            let cache = Cache::new(8 << 20);
+            fill(&cache, (32 << 20) / block_bytes as u64, block_bytes);
+            assert!(cache.used_bytes() <= 8 << 20, "{block_bytes}: {}", cache.used_bytes());
+            assert!(cache.used_bytes() > 3 << 20, "{block_bytes}: {}", cache.used_bytes());
+        }
+    }
+
+    #[test]
+    fn without_room_blocks_are_served_and_not_kept() {
+        let cache = Cache::new(0);
+        fill(&cache, 10, 1000);
+        assert_eq!(cache.used_bytes(), 0);
+    }
+
+    #[test]
+    fn a_failed_fetch_is_tried_again_by_the_next_reader() {
+        let cache = Cache::new(1 << 20);
+        assert_eq!(cache.block_or_decode(&key(1), || Err::<Bytes, _>("broken")), Err("broken"));
+        let block = cache.block_or_decode(&key(1), || Ok::<_, &str>(Bytes::from_static(b"fine")));
+        assert_eq!(block.unwrap(), "fine");
+    }
+
+    #[test]
+    fn one_fetch_serves_all_who_wait() {
+        let cache = Cache::new(1 << 20);
+        let fetches = AtomicU64::new(0);
+        let fetch = || {
+            fetches.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok::<_, std::convert::Infallible>(Bytes::from_static(b"block"))
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| assert_eq!(cache.block_or_decode(&key(1), fetch).unwrap(), "block"));
+            }
+        });
+        assert_eq!(fetches.into_inner(), 1);
+    }
+}

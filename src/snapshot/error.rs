@@ -1,0 +1,158 @@
+//! What can be wrong with a snapshot, and where.
+
+use std::io;
+
+use crate::snapshot::format::header::HeaderError;
+use crate::snapshot::format::{FormatError, Stream};
+
+/// What went wrong with which file.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {kind}")]
+pub struct Error {
+    /// The file, as the storage names it.
+    pub file: String,
+    /// What went wrong.
+    pub kind: ErrorKind,
+}
+
+/// What went wrong. Only [`ErrorKind::Read`] may pass when it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ErrorKind {
+    /// The file cannot be opened.
+    #[error("cannot open the file: {0}")]
+    Open(io::Error),
+    /// A directory, a pipe or a socket: nothing that has bytes at positions.
+    #[error("not a regular file or block device")]
+    NotAFile,
+    /// The storage failed, or the file became shorter since it was opened.
+    #[error("cannot read {what} at byte {offset}, {length} bytes: {source}")]
+    Read {
+        /// Structure that was to be read.
+        what: &'static str,
+        /// Its position in the file.
+        offset: u64,
+        /// Its length in bytes.
+        length: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The first bytes are not a header that can be read.
+    #[error("{}", with_source(.0))]
+    Header(HeaderError),
+    /// The file contradicts itself.
+    #[error("corrupt snapshot: {0}")]
+    Corrupt(#[from] FormatError),
+    /// No file of a real release can be read in two ways.
+    #[error("corrupt snapshot: header, index and pages at byte {index_offset} fit two layouts")]
+    Ambiguous {
+        /// Where the master index begins.
+        index_offset: u64,
+    },
+    /// The blocks do not add up to the size of the stream.
+    #[error(
+        "corrupt snapshot: the {stream} stream is declared with {declared} bytes, its index at \
+         byte {index_offset} holds {found}"
+    )]
+    StreamSize {
+        /// The stream.
+        stream: Stream,
+        /// Size in the master index, in bytes.
+        declared: u64,
+        /// Sum of the blocks, in bytes.
+        found: u64,
+        /// Where the master index begins.
+        index_offset: u64,
+    },
+    /// A block that cannot be served. Other blocks of the file may be fine.
+    #[error(
+        "damaged block: {damage}; {stream} stream at byte {position}, stored at byte {stored_at}"
+    )]
+    Block {
+        /// What is wrong with it.
+        damage: Damage,
+        /// The stream.
+        stream: Stream,
+        /// Where the block begins in the stream.
+        position: u64,
+        /// Where its bytes lie in the file, or its page where the entry itself is wrong.
+        stored_at: u64,
+    },
+    /// The blocks are encrypted and there is no key.
+    #[error("the snapshot is encrypted, and reading encrypted snapshots needs a key")]
+    NeedsKey,
+    /// A key was given for a snapshot that is not encrypted.
+    #[error("a key was given, but the snapshot is not encrypted")]
+    NotEncrypted,
+    /// The snapshot holds only what differs from its parents.
+    #[error("the snapshot is thin, and its parents cannot be read yet: {}", .parents.join(", "))]
+    NeedsParents {
+        /// Paths as the writer recorded them. Untrusted.
+        parents: Vec<String>,
+    },
+    /// The given decompressor is not the one that the file needs.
+    #[error("the blocks are compressed with {needed}, not with {given}")]
+    WrongCompressor {
+        /// What the header says.
+        needed: &'static str,
+        /// What the caller brought.
+        given: &'static str,
+    },
+    /// The dictionary cannot be used.
+    #[error("the dictionary at byte {offset} cannot be used: {source}")]
+    Dictionary {
+        /// Where it lies.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// A read of bytes that the stream does not have.
+    #[error("bytes {offset} to {offset}+{length} lie outside the stream of {size} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+        /// Size of the stream in bytes.
+        size: u64,
+    },
+}
+
+/// What is wrong with one block. Format sections 7 to 9.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Its entry in the index page is not one that any release writes.
+    #[error("impossible index entry ({0})")]
+    Entry(&'static str),
+    /// CRC-32 of the stored bytes.
+    #[error("checksum is {found:08x} instead of {expected:08x}")]
+    Checksum {
+        /// From the index page.
+        expected: u32,
+        /// Of the bytes in the file.
+        found: u32,
+    },
+    /// BLAKE3 of the plain bytes.
+    #[error("BLAKE3 differs")]
+    Hash,
+    /// Decryption refused the stored bytes.
+    #[error("decryption failed")]
+    Decryption,
+    /// The decompressor refused the stored bytes.
+    #[error("decompression failed ({0})")]
+    Compression(String),
+    /// The decompressed bytes are too few or too many.
+    #[error("{found} bytes instead of {expected}")]
+    Length {
+        /// From the index page.
+        expected: u64,
+        /// What the stored bytes say or give.
+        found: u64,
+    },
+}
+
+fn with_source(error: &HeaderError) -> String {
+    match error {
+        HeaderError::NoLayout(source) => format!("corrupt snapshot: {error} ({source})"),
+        HeaderError::Unfinished | HeaderError::Magic | HeaderError::Version(_) => error.to_string(),
+    }
+}

@@ -1,0 +1,563 @@
+//! An opened snapshot: how long, what is where, and give me these bytes.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+
+use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageKey};
+use crate::snapshot::content::Content;
+use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
+use crate::snapshot::error::{Damage, Error, ErrorKind};
+use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, PAGE_COUNT_BYTES};
+use crate::snapshot::format::{Compression, Family, FormatError, Stream};
+use crate::snapshot::page::{Block, Contents, Page};
+use crate::snapshot::storage::{FileBackend, StorageBackend};
+use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
+
+/// How a snapshot is opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Where decoded blocks and index pages are kept.
+    pub cache: Arc<Cache>,
+    /// Take the size of a stream from its index where the header says 0, as it does for a
+    /// snapshot that was packed from a block device. Format section 13.
+    pub size_from_index: bool,
+    /// Largest block accepted, in plain bytes.
+    pub block_bytes_max: u32,
+    /// What each decoded block is compared with.
+    pub check: Check,
+}
+
+impl Default for OpenOptions {
+    /// One cache of 256 MiB for all files that are opened like this.
+    fn default() -> Self {
+        static SHARED: LazyLock<Arc<Cache>> =
+            LazyLock::new(|| Arc::new(Cache::new(CACHE_BYTES_DEFAULT)));
+        Self {
+            cache: Arc::clone(&SHARED),
+            size_from_index: false,
+            block_bytes_max: BLOCK_BYTES_MAX_DEFAULT,
+            check: Check::Crc,
+        }
+    }
+}
+
+/// What a decoded block is compared with before a byte of it is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// CRC-32 of the stored bytes: finds damage.
+    Crc,
+    /// The CRC-32, and BLAKE3 of the plain bytes where the index has it. Always so where a
+    /// dictionary is used, since no CRC covers that.
+    Blake3,
+}
+
+/// Bytes of a stream, as they lie in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slice {
+    /// Bytes of one decoded block.
+    Data(Bytes),
+    /// This many zeros, which lie nowhere.
+    Zeros(u64),
+}
+
+impl Slice {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Zeros(bytes) => *bytes,
+        }
+    }
+}
+
+/// An immutable snapshot, shared by all who read it.
+#[derive(Debug)]
+pub struct File {
+    id: FileId,
+    structure: Structure,
+    decoder: Decoder,
+    check: Check,
+    cache: Arc<Cache>,
+    content: Content,
+    main: StreamSize,
+    auxiliary: StreamSize,
+}
+
+/// How far a stream goes.
+#[derive(Debug, Clone, Copy)]
+struct StreamSize {
+    /// What is served.
+    bytes: u64,
+    /// Where the blocks end. What lies behind them in a converted tar archive reads as zeros.
+    blocks_end: u64,
+}
+
+impl File {
+    /// Opens a snapshot in a local file and picks the decompressor that it needs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the file cannot be read, is not a snapshot, contradicts itself, or needs a
+    /// key or parents.
+    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, Error> {
+        let backend = FileBackend::new(path.as_ref())?;
+        Self::open_with(Arc::new(backend), OpenOptions::default())
+    }
+
+    /// Opens a snapshot in any storage and picks the decompressor that it needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::open`].
+    pub fn open_with(
+        storage: Arc<dyn StorageBackend>,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>, Error> {
+        let structure = Structure::read(storage, options.block_bytes_max)?;
+        let compressor: Box<dyn Compressor> = match structure.header().compression {
+            Compression::Lz4 => Box::new(Lz4Compressor::new()),
+            Compression::Zstd => {
+                let dictionary = structure.dictionary()?;
+                let offset = structure.header().dictionary.map_or(0, |span| span.offset);
+                let zstd = ZstdCompressor::new(dictionary)
+                    .map_err(|source| structure.error(ErrorKind::Dictionary { offset, source }))?;
+                Box::new(zstd)
+            }
+        };
+        Self::from_structure(structure, compressor, None, options)
+    }
+
+    /// Opens a snapshot with a decompressor, and a decryptor if it is encrypted, of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::open`], and [`ErrorKind::WrongCompressor`] if the file needs another one.
+    pub fn new(
+        backend: Arc<dyn StorageBackend>,
+        compressor: Box<dyn Compressor>,
+        encryptor: Option<Box<dyn Encryptor>>,
+    ) -> Result<Arc<Self>, Error> {
+        let options = OpenOptions::default();
+        let structure = Structure::read(backend, options.block_bytes_max)?;
+        Self::from_structure(structure, compressor, encryptor, options)
+    }
+
+    fn from_structure(
+        structure: Structure,
+        compressor: Box<dyn Compressor>,
+        encryptor: Option<Box<dyn Encryptor>>,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>, Error> {
+        let header = structure.header();
+        let (needed, given) = (header.compression, compressor.compression());
+        let refusal = if !header.parents.is_empty() {
+            Some(ErrorKind::NeedsParents { parents: header.parents.clone() })
+        } else if header.encryption.is_some() && encryptor.is_none() {
+            Some(ErrorKind::NeedsKey)
+        } else if header.encryption.is_none() && encryptor.is_some() {
+            Some(ErrorKind::NotEncrypted)
+        } else if needed != given {
+            Some(ErrorKind::WrongCompressor { needed: needed.name(), given: given.name() })
+        } else {
+            None
+        };
+        if let Some(kind) = refusal {
+            return Err(structure.error(kind));
+        }
+        let has_dictionary = header.dictionary.is_some_and(|span| span.length != 0);
+        let mut content = Content::from_metadata(&structure.metadata()?);
+        let main = measure(&structure, Stream::Main, content, options.size_from_index)?;
+        let auxiliary = measure(&structure, Stream::Auxiliary, content, options.size_from_index)?;
+        if main.bytes == 0 && main.blocks_end != 0 {
+            content = Content::ImageWithoutSize;
+        }
+        Ok(Arc::new(Self {
+            id: FileId::next(),
+            check: if has_dictionary { Check::Blake3 } else { options.check },
+            decoder: Decoder::new(compressor, encryptor),
+            cache: options.cache,
+            content,
+            structure,
+            main,
+            auxiliary,
+        }))
+    }
+
+    /// Size of a stream in bytes. 0 for a stream that the snapshot does not have.
+    #[must_use]
+    pub fn size(&self, stream: Stream) -> u64 {
+        self.stream_size(stream).bytes
+    }
+
+    /// Header, family and index.
+    #[must_use]
+    pub fn structure(&self) -> &Structure {
+        &self.structure
+    }
+
+    /// What was packed.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    /// Reads into a new buffer. A read that reaches over the end of the stream is shortened, as
+    /// in upstream's library; use [`File::slices`] to have it refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if a block that the read touches cannot be served.
+    pub fn read_at(&self, stream: Stream, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        let available = self.size(stream).saturating_sub(offset);
+        let length = usize::try_from(available).map_or(length, |available| available.min(length));
+        let mut bytes = Vec::with_capacity(length);
+        for slice in self.slices(stream, offset.min(self.size(stream)), length as u64)? {
+            match slice {
+                Slice::Data(data) => bytes.extend_from_slice(&data),
+                Slice::Zeros(_) => bytes.resize(
+                    bytes.len().saturating_add(usize::try_from(slice.bytes()).unwrap_or(0)),
+                    0,
+                ),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Reads without copying: slices of decoded blocks, in order. May read storage and decode, so
+    /// call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the range is not inside the stream or a block that it touches cannot be served.
+    pub fn slices(&self, stream: Stream, offset: u64, length: u64) -> Result<Vec<Slice>, Error> {
+        let range = self.check_range(stream, offset, length)?;
+        let mut slices = Vec::new();
+        self.walk(
+            stream,
+            range,
+            |page| self.page(stream, page),
+            |part| {
+                slices.push(match part.block.contents {
+                    Contents::Zeros => Slice::Zeros(part.length()),
+                    Contents::Corrupt(_) | Contents::Stored { .. } => {
+                        Slice::Data(part.of(&self.block(stream, &part)?))
+                    }
+                });
+                Ok(())
+            },
+        )?;
+        self.check_total(&slices, length)?;
+        Ok(slices)
+    }
+
+    /// As [`File::slices`], if everything is in the cache. Neither waits nor reads storage.
+    #[must_use]
+    pub fn cached_slices(&self, stream: Stream, offset: u64, length: u64) -> Option<Vec<Slice>> {
+        struct Miss;
+        let range = self.check_range(stream, offset, length).ok()?;
+        let mut slices = Vec::new();
+        let find = |page| self.cache.page(&PageKey { file: self.id, stream, page }).ok_or(Miss);
+        let hit = self.walk(stream, range, find, |part| {
+            slices.push(match part.block.contents {
+                Contents::Zeros => Slice::Zeros(part.length()),
+                Contents::Corrupt(_) => return Err(Miss),
+                Contents::Stored { .. } => {
+                    let key = self.block_key(&part.block).ok_or(Miss)?;
+                    Slice::Data(part.of(&self.cache.block(&key).ok_or(Miss)?))
+                }
+            });
+            Ok(())
+        });
+        hit.is_ok().then_some(slices)
+    }
+
+    /// What a range of a stream is made of: neighbours of one kind are one extent. Reads index
+    /// pages only, never a block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the range is not inside the stream.
+    pub fn extents(&self, stream: Stream, range: Range<u64>) -> Result<Extents<'_>, Error> {
+        let length = range.end.saturating_sub(range.start);
+        let rest = self.check_range(stream, range.start, length)?;
+        Ok(Extents { file: self, stream, rest, page: None })
+    }
+
+    fn stream_size(&self, stream: Stream) -> StreamSize {
+        match stream {
+            Stream::Main => self.main,
+            Stream::Auxiliary => self.auxiliary,
+        }
+    }
+
+    fn check_range(&self, stream: Stream, offset: u64, length: u64) -> Result<Range<u64>, Error> {
+        let size = self.size(stream);
+        match offset.checked_add(length) {
+            Some(end) if end <= size => Ok(offset..end),
+            _ => Err(self.structure.error(ErrorKind::OutOfRange { offset, length, size })),
+        }
+    }
+
+    /// Pages are checked to follow each other when they are loaded, so this cannot fail; if it
+    /// ever does, a read must fail with it rather than be short.
+    fn check_total(&self, slices: &[Slice], length: u64) -> Result<(), Error> {
+        if slices.iter().map(Slice::bytes).sum::<u64>() == length {
+            return Ok(());
+        }
+        let offset = self.structure.header().index_offset;
+        Err(self.structure.error(FormatError::Invalid { what: "sum of blocks", offset }.into()))
+    }
+
+    fn page(&self, stream: Stream, page: usize) -> Result<Arc<Page>, Error> {
+        let key = PageKey { file: self.id, stream, page };
+        // The file may have been changed since it was opened: the last page must still end where
+        // it did, as every other page must reach the next.
+        let end = self.structure.page_end(stream, page);
+        let end = end.unwrap_or(self.stream_size(stream).blocks_end);
+        self.cache.page_or_load(&key, || self.structure.page(stream, page, Some(end)).map(Arc::new))
+    }
+
+    /// The page that holds a position, by binary search. Of pages that begin at the same place
+    /// only the last has bytes.
+    fn page_at(&self, stream: Stream, position: u64) -> usize {
+        let pages = self.structure.index().pages(stream);
+        pages.partition_point(|page| page.start_logical <= position).saturating_sub(1)
+    }
+
+    /// Visits the blocks of a range in order, with the part of each that lies in it.
+    fn walk<E>(
+        &self,
+        stream: Stream,
+        range: Range<u64>,
+        mut find_page: impl FnMut(usize) -> Result<Arc<Page>, E>,
+        mut visit: impl FnMut(Part) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let blocks_end = self.stream_size(stream).blocks_end;
+        let mut position = range.start;
+        while position < range.end {
+            if position >= blocks_end {
+                return visit(Part::behind_blocks(blocks_end, position..range.end));
+            }
+            let page = find_page(self.page_at(stream, position))?;
+            let mut at = page.find(position);
+            let before = position;
+            while position < range.end
+                && let Some(block) = page.block(at)
+            {
+                let end = block.range.end.min(range.end);
+                if position < end {
+                    visit(Part { range: position..end, block })?;
+                    position = end;
+                }
+                at = at.saturating_add(1);
+            }
+            if position == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` if there are no stored bytes.
+    fn block_key(&self, block: &Block) -> Option<BlockKey> {
+        let Contents::Stored { offset, length, crc } = block.contents else {
+            return None;
+        };
+        Some(BlockKey {
+            file: self.id,
+            offset,
+            length,
+            logical_length: block.logical_length(),
+            crc,
+            number: if self.decoder.is_encrypted() { block.number } else { 0 },
+        })
+    }
+
+    fn block(&self, stream: Stream, part: &Part) -> Result<Bytes, Error> {
+        let block = &part.block;
+        let damaged = |damage, stored_at| {
+            self.structure.error(ErrorKind::Block {
+                damage,
+                stream,
+                position: block.range.start,
+                stored_at,
+            })
+        };
+        let key = match (block.contents, self.block_key(block)) {
+            (Contents::Stored { .. }, Some(key)) => key,
+            (Contents::Corrupt(what), _) => {
+                let entry_at = self.entry_position(stream, block).unwrap_or(0);
+                return Err(damaged(Damage::Entry(what), entry_at));
+            }
+            _ => return Err(damaged(Damage::Entry("no stored bytes"), 0)),
+        };
+        self.cache.block_or_decode(&key, || {
+            let length = u64::from(key.length);
+            let stored = structure::read(self.structure.storage(), "block", key.offset, length)
+                .map_err(|kind| self.structure.error(kind))?;
+            let plain = self
+                .decoder
+                .decode(stored, key.crc, block.number, key.logical_length)
+                .map_err(|damage| damaged(damage, key.offset))?;
+            if self.check == Check::Blake3 {
+                let hash = self.stored_hash(stream, block)?;
+                if hash != [0; 32] && *blake3::hash(&plain).as_bytes() != hash {
+                    return Err(damaged(Damage::Hash, key.offset));
+                }
+            }
+            Ok(Bytes::from(plain))
+        })
+    }
+
+    /// The hash of a block, from the file: it is not kept in memory. All zero if there is none.
+    fn stored_hash(&self, stream: Stream, block: &Block) -> Result<[u8; 32], Error> {
+        const HASH_BYTES: u64 = 32;
+        if self.structure.family() == Family::A {
+            return Ok([0; 32]);
+        }
+        let wrong = || {
+            let offset = self.structure.header().index_offset;
+            self.structure.error(FormatError::Invalid { what: "block number", offset }.into())
+        };
+        let entry = self.entry_position(stream, block).ok_or_else(wrong)?;
+        let at = entry.saturating_add(ENTRY_BYTES_WITH_HASH - HASH_BYTES);
+        let hash = structure::read(self.structure.storage(), "block hash", at, HASH_BYTES)
+            .map_err(|kind| self.structure.error(kind))?;
+        hash.try_into().map_err(|_| wrong())
+    }
+
+    /// Where the entry of a block lies in the file.
+    fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
+        let pages = self.structure.index().pages(stream);
+        let page = pages.partition_point(|page| page.start_block <= block.number).checked_sub(1)?;
+        let record = pages.get(page)?;
+        let in_page = block.number.checked_sub(record.start_block)?;
+        let entry = in_page.checked_mul(self.structure.family().entry_bytes())?;
+        record.offset.checked_add(PAGE_COUNT_BYTES)?.checked_add(entry)
+    }
+}
+
+/// Compares the declared size of a stream with its last page. Format sections 6 and 13.
+fn measure(
+    structure: &Structure,
+    stream: Stream,
+    content: Content,
+    size_from_index: bool,
+) -> Result<StreamSize, Error> {
+    let declared = structure.index().stream_bytes(stream);
+    let blocks_end = match structure.index().pages(stream).len().checked_sub(1) {
+        Some(last) => structure.page(stream, last, None)?.end(),
+        None => 0,
+    };
+    let tar_tail = content == Content::Tar && declared > blocks_end;
+    let without_size = declared == 0 && stream == Stream::Main && content == Content::Image;
+    let bytes = match declared {
+        0 if size_from_index => blocks_end,
+        _ if declared == blocks_end || tar_tail || without_size => declared,
+        _ => {
+            return Err(structure.error(ErrorKind::StreamSize {
+                stream,
+                declared,
+                found: blocks_end,
+                index_offset: structure.header().index_offset,
+            }));
+        }
+    };
+    Ok(StreamSize { bytes, blocks_end })
+}
+
+/// The part of a block that lies in a range.
+struct Part {
+    range: Range<u64>,
+    block: Block,
+}
+
+impl Part {
+    /// What a converted tar archive declares behind its last block.
+    fn behind_blocks(blocks_end: u64, range: Range<u64>) -> Self {
+        let block =
+            Block { range: blocks_end..range.end, number: u64::MAX, contents: Contents::Zeros };
+        Self { range, block }
+    }
+
+    fn length(&self) -> u64 {
+        self.range.end.saturating_sub(self.range.start)
+    }
+
+    /// This part of the plain bytes of its block.
+    fn of(&self, plain: &Bytes) -> Bytes {
+        // A block was checked to have its length when it was decoded, and that fits a u32.
+        let start = self.range.start.saturating_sub(self.block.range.start);
+        let end = start.saturating_add(self.length());
+        let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
+        plain.slice(index(start).min(plain.len())..index(end).min(plain.len()))
+    }
+}
+
+/// A range of a stream that is all of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the stream.
+    pub range: Range<u64>,
+    /// Whether they read as zeros and cost nothing.
+    pub is_hole: bool,
+}
+
+/// Extents of a range, one after another. See [`File::extents`].
+#[derive(Debug)]
+pub struct Extents<'a> {
+    file: &'a File,
+    stream: Stream,
+    rest: Range<u64>,
+    /// The page of the previous block, so that it is found once.
+    page: Option<(usize, Arc<Page>)>,
+}
+
+impl Extents<'_> {
+    /// The end of the block at the start of `rest`, and whether it is a hole.
+    fn next_block(&mut self) -> Result<(u64, bool), Error> {
+        let position = self.rest.start;
+        if position >= self.file.stream_size(self.stream).blocks_end {
+            return Ok((self.rest.end, true));
+        }
+        let number = self.file.page_at(self.stream, position);
+        let page = match &self.page {
+            Some((same, page)) if *same == number => Arc::clone(page),
+            _ => self.file.page(self.stream, number)?,
+        };
+        let block = page.block(page.find(position));
+        self.page = Some((number, page));
+        let offset = self.file.structure.header().index_offset;
+        let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
+        let block = block.ok_or_else(|| self.file.structure.error(wrong().into()))?;
+        Ok((block.range.end.min(self.rest.end), block.contents == Contents::Zeros))
+    }
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Extent, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = self.rest.start;
+        let mut kind = None;
+        while self.rest.start < self.rest.end {
+            match self.next_block() {
+                Ok((end, is_hole)) if *kind.get_or_insert(is_hole) == is_hole => {
+                    self.rest.start = end;
+                }
+                Ok(_) => break,
+                // What came before the broken page is still true; the error comes next.
+                Err(_) if self.rest.start > start => break,
+                Err(error) => {
+                    self.rest.start = self.rest.end;
+                    return Some(Err(error));
+                }
+            }
+        }
+        kind.map(|is_hole| Ok(Extent { range: start..self.rest.start, is_hole }))
+    }
+}

@@ -1,0 +1,31 @@
+//! Where the bytes of a snapshot lie.
+
+pub mod file;
+pub mod memory;
+
+pub use self::file::FileBackend;
+pub use self::memory::MemoryBackend;
+
+use std::fmt::Debug;
+use std::io;
+
+/// Positioned reads of immutable bytes.
+///
+/// Calls may block, so they are made where that stalls nobody. Implementations read exactly what
+/// is asked for or fail; a file that has become shorter fails with
+/// [`io::ErrorKind::UnexpectedEof`]. Nothing is mapped into memory: a file truncated under a
+/// mapping ends the process.
+pub trait StorageBackend: Send + Sync + Debug {
+    /// Fills `buffer` with the bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the storage reports. Nothing may be concluded from the contents of `buffer` then.
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Length in bytes when the storage was opened.
+    fn bytes(&self) -> u64;
+
+    /// What to call it in messages: a path, an address.
+    fn name(&self) -> &str;
+}

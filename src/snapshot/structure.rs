@@ -1,0 +1,313 @@
+//! What a file is: header, family and master index, recognised and checked. Format section 4.
+//!
+//! This is all that can be known of a snapshot without a key, without its parents and without
+//! decoding a block. Opening reads the header, the master index and one page, whatever the size.
+
+use std::sync::Arc;
+
+use crate::snapshot::error::{Error, ErrorKind};
+use crate::snapshot::format::header::{self, FILE_BYTES_MIN, Header, HeaderError, Layout};
+use crate::snapshot::format::index::{
+    self, Entry, EntryBounds, MASTER_INDEX_BYTES_MAX, MASTER_INDEX_FIXED_BYTES, MasterIndex,
+    PAGE_RECORD_BYTES, PageRecord,
+};
+use crate::snapshot::format::{Family, FormatError, HEADER_BYTES, Stream};
+use crate::snapshot::page::Page;
+use crate::snapshot::storage::StorageBackend;
+
+/// Largest block accepted unless the caller says otherwise, in plain bytes. Format section 15.
+pub const BLOCK_BYTES_MAX_DEFAULT: u32 = 16 << 20;
+
+/// Largest dictionary accepted, in bytes. Format section 15.
+const DICTIONARY_BYTES_MAX: u64 = 1 << 20;
+
+/// Largest metadata accepted, in bytes. Format section 15.
+const METADATA_BYTES_MAX: u64 = 64 << 20;
+
+/// A file that was recognised as a snapshot.
+#[derive(Debug)]
+pub struct Structure {
+    storage: Arc<dyn StorageBackend>,
+    header: Header,
+    family: Family,
+    index: MasterIndex,
+    block_bytes_max: u32,
+}
+
+impl Structure {
+    /// Recognises a snapshot. `block_bytes_max` bounds the memory that one block may take.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the storage fails or the file is not a snapshot of any known release.
+    pub fn read(storage: Arc<dyn StorageBackend>, block_bytes_max: u32) -> Result<Self, Error> {
+        let name = storage.name().to_owned();
+        recognise(storage, block_bytes_max).map_err(|kind| Error { file: name, kind })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Which releases laid the file out like this.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The master index.
+    #[must_use]
+    pub fn index(&self) -> &MasterIndex {
+        &self.index
+    }
+
+    /// Length of the file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.storage.bytes()
+    }
+
+    /// What to call the file in messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.storage.name()
+    }
+
+    /// The entries of one page, exactly as they stand in the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the page cannot be read or is not as long as it says.
+    pub fn entries(&self, record: &PageRecord) -> Result<Vec<Entry>, Error> {
+        read_entries(&*self.storage, record, self.family).map_err(|kind| self.error(kind))
+    }
+
+    /// Bounds against which the entries of this file are checked.
+    #[must_use]
+    pub fn entry_bounds(&self) -> EntryBounds {
+        EntryBounds {
+            index_offset: self.header.index_offset,
+            logical_bytes_max: self.block_bytes_max,
+            has_parents: !self.header.parents.is_empty(),
+        }
+    }
+
+    /// Where a page must end in its stream: where the next one begins. `None` for the last page.
+    #[must_use]
+    pub fn page_end(&self, stream: Stream, page: usize) -> Option<u64> {
+        self.index.pages(stream).get(page.checked_add(1)?).map(|next| next.start_logical)
+    }
+
+    /// The text or JSON behind the master index. Empty if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if it cannot be read or is larger than 64 MiB.
+    pub fn metadata(&self) -> Result<Vec<u8>, Error> {
+        self.span("metadata", self.header.metadata, METADATA_BYTES_MAX)
+    }
+
+    /// The dictionary for Zstandard. Empty if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if it cannot be read, is larger than 1 MiB, or does not fill the room between the
+    /// header and the first block: a dictionary of another length decodes to other bytes.
+    pub fn dictionary(&self) -> Result<Vec<u8>, Error> {
+        let dictionary = self.span("dictionary", self.header.dictionary, DICTIONARY_BYTES_MAX)?;
+        if let Some(span) = self.header.dictionary
+            && let Some(first) = self.first_stored_byte()?
+            && (span.offset, span.end()) != (HEADER_BYTES, first)
+        {
+            let kind = FormatError::Invalid { what: "dictionary length", offset: span.offset };
+            return Err(self.error(kind.into()));
+        }
+        Ok(dictionary)
+    }
+
+    /// Where the first block or page lies. Format section 2: there are no gaps.
+    fn first_stored_byte(&self) -> Result<Option<u64>, Error> {
+        let Some(record) = self.index.first_page() else {
+            return Ok(None);
+        };
+        let blocks = self.entries(&record)?;
+        let stored = blocks.iter().filter(|entry| entry.length != 0).map(|entry| entry.offset);
+        Ok(stored.chain([record.offset]).min())
+    }
+
+    /// Loads and packs a page that must end at `end`, if that is known.
+    pub(crate) fn page(
+        &self,
+        stream: Stream,
+        page: usize,
+        end: Option<u64>,
+    ) -> Result<Page, Error> {
+        let record = self.index.pages(stream).get(page).copied().ok_or_else(|| {
+            let offset = self.header.index_offset;
+            self.error(FormatError::Invalid { what: "page number", offset }.into())
+        })?;
+        let entries = self.entries(&record)?;
+        Page::pack(&entries, record, self.entry_bounds(), end)
+            .map_err(|error| self.error(error.into()))
+    }
+
+    pub(crate) fn storage(&self) -> &dyn StorageBackend {
+        &*self.storage
+    }
+
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        Error { file: self.name().to_owned(), kind }
+    }
+
+    fn span(
+        &self,
+        what: &'static str,
+        span: Option<header::Span>,
+        limit: u64,
+    ) -> Result<Vec<u8>, Error> {
+        let Some(span) = span else {
+            return Ok(Vec::new());
+        };
+        if span.length > limit {
+            let kind = FormatError::Limit { what, offset: span.offset, value: span.length, limit };
+            return Err(self.error(kind.into()));
+        }
+        read(&*self.storage, what, span.offset, span.length).map_err(|kind| self.error(kind))
+    }
+}
+
+fn recognise(
+    storage: Arc<dyn StorageBackend>,
+    block_bytes_max: u32,
+) -> Result<Structure, ErrorKind> {
+    let file_bytes = storage.bytes();
+    let area = read(&*storage, "header", 0, HEADER_BYTES.min(file_bytes))?;
+    let candidates = header::candidates(&area, file_bytes).map_err(ErrorKind::Header)?;
+    if file_bytes < FILE_BYTES_MIN {
+        let what = "the file";
+        return Err(FormatError::Truncated { what, offset: file_bytes }.into());
+    }
+    let mut survivors = Vec::new();
+    let mut complaint = None;
+    for header in candidates {
+        match index_and_family(&*storage, &header) {
+            Ok((index, family)) => survivors.push((header, index, family)),
+            Err(error) => complaint = complaint.or(Some(error)),
+        }
+    }
+    // An empty file has no pages, and then both layouts say the same.
+    let ambiguous =
+        survivors.len() > 1 && survivors.iter().any(|(_, index, _)| index.first_page().is_some());
+    match survivors.into_iter().next() {
+        Some((header, ..)) if ambiguous => {
+            Err(ErrorKind::Ambiguous { index_offset: header.index_offset })
+        }
+        Some((header, index, family)) => {
+            index.check_pages(&header, family)?;
+            Ok(Structure { storage, header, family, index, block_bytes_max })
+        }
+        None => Err(complaint.unwrap_or(ErrorKind::Header(HeaderError::Magic))),
+    }
+}
+
+/// Format section 4, steps 4 and 5, for one reading of the header.
+fn index_and_family(
+    storage: &dyn StorageBackend,
+    header: &Header,
+) -> Result<(MasterIndex, Family), ErrorKind> {
+    let at = header.index_offset;
+    let bytes = read_master_index(storage, at)?;
+    let (index, index_bytes) = MasterIndex::decode(&bytes, at)?;
+    if !index.agrees_with(header, index_bytes) {
+        return Err(FormatError::Invalid { what: "master index", offset: at }.into());
+    }
+    let family = family_of(storage, header, &index)?;
+    Ok((index, family))
+}
+
+/// Reads no more than the index itself, so that metadata behind it costs nothing, and nothing
+/// before its counts were compared with the bytes that are left.
+fn read_master_index(storage: &dyn StorageBackend, at: u64) -> Result<Vec<u8>, ErrorKind> {
+    let what = "master index";
+    let available = storage.bytes().saturating_sub(at);
+    let mut length = MASTER_INDEX_FIXED_BYTES;
+    let mut count_at = at;
+    for _ in Stream::ALL {
+        let count = read(storage, what, count_at, 8)?;
+        let count = count.try_into().map_or(u64::MAX, u64::from_le_bytes);
+        let records = count.saturating_mul(PAGE_RECORD_BYTES);
+        length = length.saturating_add(records);
+        if length > available {
+            return Err(FormatError::Truncated { what, offset: count_at }.into());
+        }
+        if length > MASTER_INDEX_BYTES_MAX {
+            let (value, limit) = (length, MASTER_INDEX_BYTES_MAX);
+            return Err(FormatError::Limit { what, offset: at, value, limit }.into());
+        }
+        count_at = count_at.saturating_add(records).saturating_add(8);
+    }
+    read(storage, what, at, length)
+}
+
+/// The first page tells: its length fits one size of entry only.
+fn family_of(
+    storage: &dyn StorageBackend,
+    header: &Header,
+    index: &MasterIndex,
+) -> Result<Family, ErrorKind> {
+    let newest = if header.chunking.is_some() { Family::D } else { Family::C };
+    let Some(record) = index.first_page() else {
+        return Ok(match header.layout {
+            Layout::ParentList => newest,
+            Layout::OptionalParent => Family::B,
+        });
+    };
+    let wrong = FormatError::Invalid { what: "first page", offset: record.offset };
+    let below_index = record
+        .offset
+        .checked_add(u64::from(record.length))
+        .is_some_and(|end| end <= header.index_offset);
+    if record.offset < HEADER_BYTES || !below_index {
+        return Err(wrong.into());
+    }
+    let count = read(storage, "first page", record.offset, index::PAGE_COUNT_BYTES)?;
+    let count = count.try_into().map_or(0, u64::from_le_bytes);
+    let families: &[Family] = match header.layout {
+        Layout::ParentList => &[newest],
+        Layout::OptionalParent => &[Family::A, Family::B],
+    };
+    let fits = |family: &&Family| {
+        let entries = family.entry_bytes().checked_mul(count);
+        let page = entries.and_then(|bytes| bytes.checked_add(index::PAGE_COUNT_BYTES));
+        (1..=index::PAGE_ENTRIES_MAX).contains(&count) && page == Some(u64::from(record.length))
+    };
+    families.iter().find(fits).copied().ok_or_else(|| wrong.into())
+}
+
+fn read_entries(
+    storage: &dyn StorageBackend,
+    record: &PageRecord,
+    family: Family,
+) -> Result<Vec<Entry>, ErrorKind> {
+    let bytes = read(storage, "index page", record.offset, u64::from(record.length))?;
+    Ok(index::decode_page(&bytes, record, family)?)
+}
+
+/// Reads a structure whose length was checked against a limit before.
+pub(crate) fn read(
+    storage: &dyn StorageBackend,
+    what: &'static str,
+    offset: u64,
+    length: u64,
+) -> Result<Vec<u8>, ErrorKind> {
+    let Ok(length) = usize::try_from(length) else {
+        return Err(FormatError::Truncated { what, offset }.into());
+    };
+    let mut bytes = vec![0; length];
+    match storage.read_exact_at(offset, &mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(source) => Err(ErrorKind::Read { what, offset, length, source }),
+    }
+}

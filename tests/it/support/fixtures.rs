@@ -1,0 +1,104 @@
+//! Files that releases of Hexz made, and what they must read back to.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// The list of all fixtures. Its own `schema` field describes the fields.
+#[derive(Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) fixtures: Vec<Fixture>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Fixture {
+    pub(crate) file: String,
+    pub(crate) kind: Kind,
+    #[serde(default)]
+    pub(crate) family: String,
+    #[serde(default)]
+    pub(crate) compression: String,
+    #[serde(default)]
+    pub(crate) encrypted: bool,
+    pub(crate) password: Option<String>,
+    #[serde(default)]
+    pub(crate) parents: Vec<String>,
+    #[serde(default)]
+    pub(crate) block_device: bool,
+    pub(crate) metadata_kind: Option<String>,
+    pub(crate) main: Option<StreamContent>,
+    pub(crate) aux: Option<StreamContent>,
+    pub(crate) recoverable_main: Option<Recoverable>,
+    pub(crate) derived_from: Option<String>,
+    pub(crate) expect: Option<Expect>,
+    pub(crate) main_sha256_if_intact: Option<String>,
+    pub(crate) file_sha256: String,
+}
+
+#[derive(Deserialize, PartialEq, Eq, Clone, Copy, Debug)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Valid,
+    Hostile,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct StreamContent {
+    pub(crate) size: u64,
+    pub(crate) sha256: String,
+    pub(crate) chunk_sha256_64k: Vec<String>,
+    pub(crate) sparse_extents: Vec<(u64, u64)>,
+    pub(crate) zero_data_extents: Vec<(u64, u64)>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Recoverable {
+    pub(crate) size: u64,
+    pub(crate) sha256: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Expect {
+    pub(crate) open: String,
+    pub(crate) reads: String,
+    pub(crate) bad_main_ranges: Option<Vec<(u64, u64)>>,
+}
+
+impl Fixture {
+    pub(crate) fn path(&self) -> PathBuf {
+        path(&self.file)
+    }
+
+    /// Neither encrypted nor thin.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.kind == Kind::Valid && !self.encrypted && self.parents.is_empty()
+    }
+}
+
+/// All fixtures, each checked against its own digest, so that a damaged checkout is not mistaken
+/// for a bug.
+pub(crate) fn all() -> Vec<Fixture> {
+    let manifest = std::fs::read(path("manifest.json")).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
+    for fixture in &manifest.fixtures {
+        let contents = std::fs::read(fixture.path()).unwrap();
+        assert_eq!(sha256(&contents), fixture.file_sha256, "{} is damaged", fixture.file);
+    }
+    manifest.fixtures
+}
+
+/// One fixture.
+pub(crate) fn named(file: &str) -> Fixture {
+    all().into_iter().find(|fixture| fixture.file == file).unwrap()
+}
+
+/// A file of `tests/data`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// SHA-256 in lower case hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
