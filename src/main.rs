@@ -1,2 +1,7 @@
-//! Command line entry point.
-fn main() {}
+//! The `hexz-nbd` command: parse, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hexz_nbd::cli::main()
+}
