@@ -1,1 +1,68 @@
 //! The NBD protocol: bytes and decisions. No I/O, no clock, no async.
+//!
+//! A session is two state machines, one after the other. [`Negotiation`] takes the client's bytes
+//! until an export is chosen, [`Transmission`] takes requests and gives replies. Whoever owns the
+//! socket moves bytes between it, the machines and their [`Outbox`].
+
+pub mod limits;
+pub mod negotiation;
+pub mod option;
+pub mod outbox;
+pub mod reply;
+pub mod request;
+pub mod transmission;
+pub mod wire;
+
+pub use self::negotiation::{Negotiation, Progress};
+pub use self::outbox::Outbox;
+pub use self::reply::Piece;
+pub use self::transmission::{Read, Transmission};
+
+/// What a client may know of an export before it reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// The name by which the server knows the export. At most
+    /// [`NAME_BYTES_MAX`](limits::NAME_BYTES_MAX) bytes.
+    pub name: String,
+    /// A line for people, empty if there is none.
+    pub description: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Requests of this many bytes serve best. Any number: the protocol's rules are applied to it.
+    pub preferred_block_bytes: u32,
+}
+
+/// One line of a list of exports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The name to ask for.
+    pub name: String,
+    /// A line for people, empty if there is none.
+    pub description: String,
+}
+
+/// An export that a client can choose.
+pub trait NegotiatedExport {
+    /// What the client may know of it.
+    fn info(&self) -> &ExportInfo;
+}
+
+/// The exports as one client may see them.
+pub trait ExportDirectory {
+    /// What a client gets who chooses one.
+    type Export: NegotiatedExport;
+
+    /// All exports, in the order in which they are listed.
+    fn list(&self) -> Vec<Listing>;
+
+    /// The export of that name. The empty name asks for the default export.
+    fn find(&self, name: &str) -> Option<Self::Export>;
+}
+
+/// The stream has lost its framing: nothing after it can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("wrong magic {found:#x}")]
+pub struct BadMagic {
+    /// What stood where the magic belongs.
+    pub found: u64,
+}

@@ -1,0 +1,545 @@
+//! From the greeting to the choice of an export. Section "Fixed newstyle negotiation".
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use bytes::{Buf, BytesMut};
+
+use crate::nbd::limits::{
+    DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, OPTION_PAYLOAD_BYTES_MAX, OPTION_SKIPPED_BYTES_MAX,
+    OPTIONS_MAX, READ_BYTES_MAX, READ_BYTES_MIN,
+};
+use crate::nbd::option::{self, ClientOption, ExportQuery, OptionHeader, Refusal};
+use crate::nbd::reply::option_reply;
+use crate::nbd::wire::{
+    CLIENT_FLAGS_BYTES, INIT_MAGIC, InfoCode, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
+    RESERVED_ZEROS_BYTES, ReplyCode, client_flags, handshake_flags, transmission_flags,
+};
+use crate::nbd::{BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox};
+
+/// What a read-only export can do. Section "Transmission flags".
+const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
+    | transmission_flags::READ_ONLY
+    | transmission_flags::SEND_FLUSH
+    | transmission_flags::CAN_MULTI_CONN;
+
+/// The client's bytes go in, replies come out, until an export is chosen or the session ends.
+#[derive(Debug)]
+pub struct Negotiation<D> {
+    directory: D,
+    state: State,
+    /// The client does without the zeros after `EXPORT_NAME`.
+    no_zeros: bool,
+    /// The client understands replies to options.
+    fixed: bool,
+    options: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    ClientFlags,
+    Option,
+    /// The payload of an option that was refused for its length.
+    Skipping {
+        payload_bytes: usize,
+    },
+}
+
+/// How far one call has come.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress<E> {
+    /// There is no whole option among the bytes that are there.
+    NeedsInput,
+    /// An option was answered. The client should get the answer before the next one is looked at.
+    Answered,
+    /// Transmission begins with this export. What is left of the input belongs to it.
+    Enter(E),
+    /// The client said goodbye and was answered.
+    Aborted,
+}
+
+/// What a client did that ends the session without a word.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// "the server MUST close the TCP connection if it does not recognize the client's flags".
+    #[error("unknown client flags {0:#x}")]
+    ClientFlags(u32),
+    /// Not an option where one belongs.
+    #[error("not an NBD option: {0}")]
+    Magic(#[from] BadMagic),
+    /// Too long to be skipped.
+    #[error("{option:?} with {payload_bytes} bytes of data")]
+    OptionTooLong {
+        /// The option.
+        option: OptionCode,
+        /// What it announces.
+        payload_bytes: u32,
+    },
+    /// Options without end.
+    #[error("more than {OPTIONS_MAX} options")]
+    TooManyOptions,
+    /// `EXPORT_NAME` has no error reply.
+    #[error("no export named {0:?}")]
+    UnknownExport(String),
+    /// `EXPORT_NAME` has no error reply.
+    #[error("{0}")]
+    ExportName(&'static str),
+    /// The client said that it would not understand a reply.
+    #[error("{0:?} from a client without fixed newstyle negotiation")]
+    NotFixed(OptionCode),
+}
+
+/// What is to be done about an option.
+enum Step<E> {
+    Refuse(Refusal),
+    List,
+    Describe(E, Facts),
+    Enter(E, Facts),
+    EnterOldStyle(E),
+    Abort,
+}
+
+/// Facts beyond size and flags that the client asked for.
+struct Facts {
+    name: bool,
+    description: bool,
+    block_size: bool,
+}
+
+impl From<&ExportQuery<'_>> for Facts {
+    fn from(query: &ExportQuery<'_>) -> Self {
+        Self {
+            name: query.wants(InfoCode::NAME),
+            description: query.wants(InfoCode::DESCRIPTION),
+            block_size: query.wants(InfoCode::BLOCK_SIZE),
+        }
+    }
+}
+
+impl<D: ExportDirectory> Negotiation<D> {
+    /// A session with a client that may see these exports. Greets it.
+    #[must_use]
+    pub fn new(directory: D, outbox: &mut Outbox) -> Self {
+        outbox.push_copy(&INIT_MAGIC.to_be_bytes());
+        outbox.push_copy(&OPTION_MAGIC.to_be_bytes());
+        let flags = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
+        outbox.push_copy(&flags.to_be_bytes());
+        Self { directory, state: State::ClientFlags, no_zeros: false, fixed: false, options: 0 }
+    }
+
+    /// Takes at most one message from the input and puts the answer into the outbox.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] if the session cannot go on: hang up, after sending what is in the outbox.
+    pub fn advance(
+        &mut self,
+        input: &mut BytesMut,
+        outbox: &mut Outbox,
+    ) -> Result<Progress<D::Export>, Violation> {
+        match self.state {
+            State::ClientFlags => self.on_client_flags(input),
+            State::Option => self.on_option(input, outbox),
+            State::Skipping { payload_bytes } => {
+                let skipped = payload_bytes.min(input.len());
+                input.advance(skipped);
+                let payload_bytes = payload_bytes.saturating_sub(skipped);
+                if payload_bytes != 0 {
+                    self.state = State::Skipping { payload_bytes };
+                    return Ok(Progress::NeedsInput);
+                }
+                self.state = State::Option;
+                self.on_option(input, outbox)
+            }
+        }
+    }
+
+    fn on_client_flags(&mut self, input: &mut BytesMut) -> Result<Progress<D::Export>, Violation> {
+        if input.len() < CLIENT_FLAGS_BYTES {
+            return Ok(Progress::NeedsInput);
+        }
+        let flags = input.get_u32();
+        if flags & !(client_flags::FIXED_NEWSTYLE | client_flags::NO_ZEROES) != 0 {
+            return Err(Violation::ClientFlags(flags));
+        }
+        self.fixed = flags & client_flags::FIXED_NEWSTYLE != 0;
+        self.no_zeros = flags & client_flags::NO_ZEROES != 0;
+        self.state = State::Option;
+        Ok(Progress::Answered)
+    }
+
+    fn on_option(
+        &mut self,
+        input: &mut BytesMut,
+        outbox: &mut Outbox,
+    ) -> Result<Progress<D::Export>, Violation> {
+        let Some((header, rest)) = input.split_first_chunk::<OPTION_HEADER_BYTES>() else {
+            return Ok(Progress::NeedsInput);
+        };
+        let OptionHeader { code, payload_bytes } = OptionHeader::decode(header)?;
+        if !self.fixed && code != OptionCode::EXPORT_NAME {
+            return Err(Violation::NotFixed(code));
+        }
+        let payload_length = usize::try_from(payload_bytes).unwrap_or(usize::MAX);
+        if payload_bytes > OPTION_PAYLOAD_BYTES_MAX {
+            input.advance(OPTION_HEADER_BYTES);
+            return self.on_too_long(code, payload_bytes, payload_length, outbox);
+        }
+        let Some(payload) = rest.get(..payload_length) else {
+            return Ok(Progress::NeedsInput);
+        };
+        self.count_option()?;
+        let step = self.decide(code, payload)?;
+        input.advance(OPTION_HEADER_BYTES.saturating_add(payload_length));
+        Ok(self.perform(code, step, outbox))
+    }
+
+    /// Refuses the option at once. It is skipped while it comes in, never kept.
+    fn on_too_long(
+        &mut self,
+        option: OptionCode,
+        payload_bytes: u32,
+        payload_length: usize,
+        outbox: &mut Outbox,
+    ) -> Result<Progress<D::Export>, Violation> {
+        self.count_option()?;
+        if option == OptionCode::EXPORT_NAME {
+            return Err(Violation::ExportName("an export name of more than 4096 bytes"));
+        }
+        let message = "the option is longer than any that this server knows";
+        refuse(option, Refusal { code: ReplyCode::ERR_TOO_BIG, message }, outbox);
+        if payload_bytes > OPTION_SKIPPED_BYTES_MAX {
+            return Err(Violation::OptionTooLong { option, payload_bytes });
+        }
+        self.state = State::Skipping { payload_bytes: payload_length };
+        Ok(Progress::Answered)
+    }
+
+    fn count_option(&mut self) -> Result<(), Violation> {
+        self.options = self.options.saturating_add(1);
+        if self.options > OPTIONS_MAX { Err(Violation::TooManyOptions) } else { Ok(()) }
+    }
+
+    fn decide(&self, code: OptionCode, payload: &[u8]) -> Result<Step<D::Export>, Violation> {
+        let option = match option::decode(code, payload) {
+            Ok(option) => option,
+            Err(refusal) if code == OptionCode::EXPORT_NAME => {
+                return Err(Violation::ExportName(refusal.message));
+            }
+            Err(refusal) => return Ok(Step::Refuse(refusal)),
+        };
+        Ok(match option {
+            ClientOption::Abort => Step::Abort,
+            ClientOption::List => Step::List,
+            ClientOption::ExportName(name) => {
+                let found = self.directory.find(name);
+                Step::EnterOldStyle(found.ok_or_else(|| Violation::UnknownExport(name.to_owned()))?)
+            }
+            ClientOption::Info(query) => match self.directory.find(query.name) {
+                Some(export) => Step::Describe(export, Facts::from(&query)),
+                None => Step::Refuse(unknown_export(query.name)),
+            },
+            ClientOption::Go(query) => match self.directory.find(query.name) {
+                Some(export) => Step::Enter(export, Facts::from(&query)),
+                None => Step::Refuse(unknown_export(query.name)),
+            },
+            ClientOption::StartTls => Step::Refuse(Refusal {
+                code: ReplyCode::ERR_POLICY,
+                message: "this server runs without TLS",
+            }),
+            ClientOption::Unknown => Step::Refuse(Refusal {
+                code: ReplyCode::ERR_UNSUP,
+                message: "this server does not know the option",
+            }),
+        })
+    }
+
+    fn perform(
+        &self,
+        option: OptionCode,
+        step: Step<D::Export>,
+        outbox: &mut Outbox,
+    ) -> Progress<D::Export> {
+        match step {
+            Step::Refuse(refusal) => refuse(option, refusal, outbox),
+            Step::List => {
+                for listing in self.directory.list() {
+                    let name = cut(&listing.name, NAME_BYTES_MAX);
+                    let description = cut(&listing.description, DESCRIPTION_BYTES_MAX);
+                    let length = length_u32(name.as_bytes()).to_be_bytes();
+                    let parts = [&length[..], name.as_bytes(), description.as_bytes()];
+                    reply(option, ReplyCode::SERVER, &parts, outbox);
+                }
+                reply(option, ReplyCode::ACK, &[], outbox);
+            }
+            Step::Describe(export, facts) => {
+                describe(option, export.info(), &facts, outbox);
+                reply(option, ReplyCode::ACK, &[], outbox);
+            }
+            Step::Enter(export, facts) => {
+                describe(option, export.info(), &facts, outbox);
+                reply(option, ReplyCode::ACK, &[], outbox);
+                return Progress::Enter(export);
+            }
+            Step::EnterOldStyle(export) => {
+                outbox.push_copy(&export.info().size_bytes.to_be_bytes());
+                outbox.push_copy(&TRANSMISSION_FLAGS.to_be_bytes());
+                if !self.no_zeros {
+                    outbox.push_copy(&[0; RESERVED_ZEROS_BYTES]);
+                }
+                return Progress::Enter(export);
+            }
+            Step::Abort => {
+                reply(option, ReplyCode::ACK, &[], outbox);
+                return Progress::Aborted;
+            }
+        }
+        Progress::Answered
+    }
+}
+
+/// An unknown name and a forbidden one must look the same, so the answer depends on nothing else.
+fn unknown_export(name: &str) -> Refusal {
+    let message = if name.is_empty() {
+        "there is no default export: ask for one by name"
+    } else {
+        "there is no export of that name"
+    };
+    Refusal { code: ReplyCode::ERR_UNKNOWN, message }
+}
+
+fn refuse(option: OptionCode, refusal: Refusal, outbox: &mut Outbox) {
+    reply(option, refusal.code, &[refusal.message.as_bytes()], outbox);
+}
+
+/// Section "Option reply types", `NBD_REP_INFO`.
+fn describe(option: OptionCode, info: &ExportInfo, facts: &Facts, outbox: &mut Outbox) {
+    let mut fact = |code: InfoCode, parts: [&[u8]; 2]| {
+        let [first, second] = parts;
+        reply(option, ReplyCode::INFO, &[&code.0.to_be_bytes(), first, second], outbox);
+    };
+    let (size, flags) = (info.size_bytes.to_be_bytes(), TRANSMISSION_FLAGS.to_be_bytes());
+    fact(InfoCode::EXPORT, [&size, &flags]);
+    if facts.name {
+        fact(InfoCode::NAME, [cut(&info.name, NAME_BYTES_MAX).as_bytes(), &[]]);
+    }
+    if facts.description && !info.description.is_empty() {
+        fact(InfoCode::DESCRIPTION, [cut(&info.description, NAME_BYTES_MAX).as_bytes(), &[]]);
+    }
+    if facts.block_size {
+        let preferred = preferred_block_bytes(info.preferred_block_bytes);
+        let sizes = [READ_BYTES_MIN, preferred, READ_BYTES_MAX].map(u32::to_be_bytes);
+        fact(InfoCode::BLOCK_SIZE, [sizes.as_flattened(), &[]]);
+    }
+}
+
+/// Section "Block size constraints": a power of two, at least 512.
+fn preferred_block_bytes(wished: u32) -> u32 {
+    wished.clamp(512, READ_BYTES_MAX).checked_next_power_of_two().unwrap_or(READ_BYTES_MAX)
+}
+
+fn reply(option: OptionCode, code: ReplyCode, payload: &[&[u8]], outbox: &mut Outbox) {
+    let length = payload.iter().fold(0_u32, |sum, part| sum.saturating_add(length_u32(part)));
+    outbox.push_copy(&option_reply(option, code, length));
+    for part in payload {
+        outbox.push_copy(part);
+    }
+}
+
+/// Parts of replies are bounded by the limits above, far below 4 GiB.
+fn length_u32(part: &[u8]) -> u32 {
+    u32::try_from(part.len()).unwrap_or(u32::MAX)
+}
+
+/// The beginning of a text, whole characters only.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::Listing;
+
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Export(ExportInfo);
+
+    impl NegotiatedExport for Export {
+        fn info(&self) -> &ExportInfo {
+            &self.0
+        }
+    }
+
+    /// One export, `disk`, which is the default too.
+    #[derive(Debug)]
+    struct OneDisk;
+
+    impl ExportDirectory for OneDisk {
+        type Export = Export;
+
+        fn list(&self) -> Vec<Listing> {
+            vec![Listing { name: "disk".into(), description: "d".repeat(5000) }]
+        }
+
+        fn find(&self, name: &str) -> Option<Export> {
+            matches!(name, "" | "disk").then(|| {
+                Export(ExportInfo {
+                    name: "disk".into(),
+                    description: "a disk".into(),
+                    size_bytes: 1000,
+                    preferred_block_bytes: 65_536,
+                })
+            })
+        }
+    }
+
+    fn greeted(flags: u32) -> (Negotiation<OneDisk>, Outbox) {
+        let mut outbox = Outbox::default();
+        let mut session = Negotiation::new(OneDisk, &mut outbox);
+        let _ = taken(&mut outbox);
+        let mut input = BytesMut::from(&flags.to_be_bytes()[..]);
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+        (session, outbox)
+    }
+
+    fn taken(outbox: &mut Outbox) -> Vec<u8> {
+        outbox.copy_to_bytes(outbox.remaining()).to_vec()
+    }
+
+    fn option(code: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap();
+        [b"IHAVEOPT", &code.to_be_bytes()[..], &length.to_be_bytes(), payload].concat()
+    }
+
+    /// What one option is answered with, and how far the session has come.
+    fn answer(bytes: &[u8]) -> (Result<Progress<Export>, Violation>, Vec<u8>) {
+        let (mut session, mut outbox) = greeted(3);
+        let mut input = BytesMut::from(bytes);
+        let progress = session.advance(&mut input, &mut outbox);
+        (progress, taken(&mut outbox))
+    }
+
+    #[test]
+    fn the_greeting_offers_fixed_newstyle_and_no_zeros() {
+        let mut outbox = Outbox::default();
+        let _session = Negotiation::new(OneDisk, &mut outbox);
+        assert_eq!(taken(&mut outbox), b"NBDMAGICIHAVEOPT\0\x03");
+    }
+
+    #[test]
+    fn unknown_client_flags_end_the_session() {
+        for bit in 2..32 {
+            let mut outbox = Outbox::default();
+            let mut session = Negotiation::new(OneDisk, &mut outbox);
+            let flags = 3_u32 | 1 << bit;
+            let mut input = BytesMut::from(&flags.to_be_bytes()[..]);
+            let ended = session.advance(&mut input, &mut outbox);
+            assert_eq!(ended, Err(Violation::ClientFlags(flags)));
+        }
+    }
+
+    #[test]
+    fn options_may_come_byte_by_byte() {
+        let (mut session, mut outbox) = greeted(3);
+        let mut input = BytesMut::new();
+        let bytes = option(OptionCode::LIST.0, b"");
+        for (number, byte) in bytes.iter().enumerate() {
+            input.extend_from_slice(&[*byte]);
+            let progress = session.advance(&mut input, &mut outbox).unwrap();
+            let last = number == bytes.len() - 1;
+            assert_eq!(progress, if last { Progress::Answered } else { Progress::NeedsInput });
+        }
+        assert!(input.is_empty());
+    }
+
+    #[test]
+    fn an_option_that_is_too_long_is_refused_at_once_and_skipped() {
+        let (mut session, mut outbox) = greeted(3);
+        let long = option(OptionCode::GO.0, &vec![0; OPTION_SKIPPED_BYTES_MAX as usize]);
+        let (first, rest) = long.split_at(20_000);
+        let mut input = BytesMut::from(first);
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+        assert_eq!(taken(&mut outbox)[12..16], ReplyCode::ERR_TOO_BIG.0.to_be_bytes());
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::NeedsInput));
+        assert!(input.is_empty());
+        input.extend_from_slice(rest);
+        input.extend_from_slice(&option(OptionCode::ABORT.0, b""));
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Aborted));
+    }
+
+    #[test]
+    fn an_option_of_4_gib_ends_the_session_before_it_is_read() {
+        let mut bytes = option(OptionCode::INFO.0, b"");
+        bytes[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
+        let (progress, reply) = answer(&bytes);
+        assert!(matches!(progress, Err(Violation::OptionTooLong { payload_bytes: u32::MAX, .. })));
+        assert_eq!(reply[12..16], ReplyCode::ERR_TOO_BIG.0.to_be_bytes());
+    }
+
+    #[test]
+    fn export_name_that_cannot_be_served_ends_the_session_in_silence() {
+        for name in [&b"nothing"[..], b"\xff", b"a\0", &[b'x'; 4097], &[b'x'; 20_000]] {
+            let (progress, reply) = answer(&option(OptionCode::EXPORT_NAME.0, name));
+            assert!(progress.is_err());
+            assert_eq!(reply, b"");
+        }
+    }
+
+    #[test]
+    fn export_name_is_followed_by_zeros_unless_the_client_does_without() {
+        for (flags, length) in [(0, 134), (1, 134), (2, 10), (3, 10)] {
+            let (mut session, mut outbox) = greeted(flags);
+            let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+            let progress = session.advance(&mut input, &mut outbox).unwrap();
+            assert!(matches!(progress, Progress::Enter(_)));
+            let reply = taken(&mut outbox);
+            assert_eq!(reply.len(), length);
+            assert_eq!(reply[..10], *b"\0\0\0\0\0\0\x03\xe8\x01\x07");
+        }
+    }
+
+    #[test]
+    fn options_are_counted() {
+        let (mut session, mut outbox) = greeted(3);
+        for _ in 0..OPTIONS_MAX {
+            let mut input = BytesMut::from(&option(99, b"")[..]);
+            assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+        }
+        let mut input = BytesMut::from(&option(99, b"")[..]);
+        assert_eq!(session.advance(&mut input, &mut outbox), Err(Violation::TooManyOptions));
+    }
+
+    #[test]
+    fn a_client_that_understands_no_replies_is_sent_none() {
+        for flags in [0, 2] {
+            let (mut session, mut outbox) = greeted(flags);
+            let mut input = BytesMut::from(&option(OptionCode::LIST.0, b"")[..]);
+            let ended = session.advance(&mut input, &mut outbox);
+            assert_eq!(ended, Err(Violation::NotFixed(OptionCode::LIST)));
+            assert_eq!(taken(&mut outbox), b"");
+        }
+    }
+
+    #[test]
+    fn preferred_block_sizes_are_powers_of_two_within_the_protocols_bounds() {
+        for (wished, preferred) in [
+            (0, 512),
+            (1, 512),
+            (513, 1024),
+            (65_536, 65_536),
+            (65_537, 131_072),
+            (32 << 20, 32 << 20),
+            (u32::MAX, 32 << 20),
+        ] {
+            assert_eq!(preferred_block_bytes(wished), preferred);
+        }
+    }
+
+    /// nbd-client 3.24 reads a description into a buffer of 1024 bytes.
+    #[test]
+    fn a_listed_description_is_cut_at_a_character() {
+        assert_eq!(cut("näme", 2), "n");
+        assert_eq!(cut("näme", 3), "nä");
+        assert_eq!(cut("name", 100), "name");
+        let (_, reply) = answer(&option(OptionCode::LIST.0, b""));
+        assert_eq!(reply.len(), 20 + 4 + 4 + DESCRIPTION_BYTES_MAX + 20);
+    }
+}
