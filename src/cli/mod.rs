@@ -1,8 +1,13 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to a person")]
 
+mod export_argument;
 pub mod failure;
+mod logging;
 mod progress;
+mod serve;
+mod size;
+mod uri;
 
 pub use self::failure::Failure;
 
@@ -10,12 +15,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Serve Hexz snapshots over NBD, read-only.
+/// Serve Hexz snapshots over NBD, read-only
 #[derive(Debug, Parser)]
-#[command(name = "hexz-nbd", version)]
+#[command(name = "hexz-nbd", version, args_conflicts_with_subcommands = true)]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
+
+    #[command(flatten)]
+    serve: serve::Arguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -38,7 +46,7 @@ pub fn main() -> ExitCode {
 
 fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
-        None => Err(Failure::Usage("no command".into())),
+        None => serve::run(command_line.serve),
         Some(command) => match command {},
     }
 }

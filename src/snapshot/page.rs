@@ -102,7 +102,7 @@ impl Page {
         expected_end: Option<u64>,
     ) -> Result<Self, FormatError> {
         let overflow = FormatError::Invalid { what: "sum of block lengths", offset: record.offset };
-        let zeros = hashes_of_zeros(entries);
+        let zeros = hashes_of_zeros(entries, bounds);
         let mut ends = Vec::with_capacity(entries.len());
         let mut contents = Vec::with_capacity(entries.len());
         let mut end = record.start_logical;
@@ -165,13 +165,13 @@ impl Page {
 /// BLAKE3 of zeros, for each length at which a data entry of the page may be nothing but zeros.
 ///
 /// Zeros compress to next to nothing, so other entries need not be looked at. One pass over the
-/// zeros of the longest gives the hashes of all shorter ones.
-fn hashes_of_zeros(entries: &[Entry]) -> BTreeMap<u32, [u8; 32]> {
+/// zeros of the longest, which the limit on blocks bounds, gives the hashes of all shorter ones.
+fn hashes_of_zeros(entries: &[Entry], bounds: EntryBounds) -> BTreeMap<u32, [u8; 32]> {
     const CHUNK: [u8; 16 * 1024] = [0; 16 * 1024];
     let mut hashes: BTreeMap<u32, [u8; 32]> = entries
         .iter()
-        .filter(|entry| entry.length != 0 && entry.length <= zeros_stored_max(entry.logical_length))
-        .filter(|entry| entry.hash != [0; 32])
+        .filter(|entry| entry.length <= zeros_stored_max(entry.logical_length))
+        .filter(|entry| entry.hash != [0; 32] && entry.kind(bounds) == Ok(EntryKind::Data))
         .map(|entry| (entry.logical_length, [0; 32]))
         .collect();
     let mut hasher = blake3::Hasher::new();

@@ -1,0 +1,206 @@
+//! A snapshot under a name: what clients see of it, and what its errors mean to them.
+
+pub mod catalogue;
+
+pub use self::catalogue::{Catalogue, CatalogueError};
+
+use std::sync::Arc;
+
+use crate::nbd::wire::Errno;
+use crate::nbd::{ExportInfo, NegotiatedExport, Piece};
+use crate::snapshot::{Content, Error, ErrorKind, File, Slice, Stream};
+
+/// How a snapshot is exported.
+#[derive(Debug, Clone)]
+pub struct ExportSettings {
+    /// The name that clients ask for.
+    pub name: String,
+    /// A line for people. Facts about the snapshot if there is none.
+    pub description: Option<String>,
+    /// Which stream of the snapshot.
+    pub stream: Stream,
+    /// Export the bytes even if they are not a disk image.
+    pub as_raw: bool,
+}
+
+/// Why a snapshot is not exported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    /// A directory, a tar archive or a model: its bytes are no block device.
+    #[error(
+        "{file}: not a disk image but an {content}, which holds no file system that a client \
+         could mount; export its bytes all the same with `as-raw`"
+    )]
+    NotAnImage {
+        /// The file.
+        file: String,
+        /// What it holds.
+        content: Content,
+    },
+    /// Packed from a block device or a pipe by a tool that recorded the size 0.
+    #[error(
+        "{file}: the recorded size is 0, as for a snapshot that was packed from a block device; \
+         take the size from the index with `size=index`"
+    )]
+    WithoutSize {
+        /// The file.
+        file: String,
+    },
+    /// The snapshot does not have this stream.
+    #[error("{file}: the snapshot has no {stream} stream")]
+    NoStream {
+        /// The file.
+        file: String,
+        /// The stream.
+        stream: Stream,
+    },
+}
+
+/// One stream of an open snapshot, under a name.
+#[derive(Debug)]
+pub struct Export {
+    info: ExportInfo,
+    file: Arc<File>,
+    stream: Stream,
+}
+
+impl Export {
+    /// Exports a stream of a snapshot, if it is one that makes sense as a block device.
+    ///
+    /// # Errors
+    ///
+    /// [`ExportError`], which names the override where there is one.
+    pub fn new(file: Arc<File>, settings: ExportSettings) -> Result<Self, ExportError> {
+        let name = || file.structure().name().to_owned();
+        if settings.stream == Stream::Auxiliary && file.size(Stream::Auxiliary) == 0 {
+            return Err(ExportError::NoStream { file: name(), stream: settings.stream });
+        }
+        match file.content() {
+            Content::Image => {}
+            Content::ImageWithoutSize if settings.stream == Stream::Auxiliary => {}
+            Content::ImageWithoutSize if file.size(Stream::Main) != 0 => {}
+            Content::ImageWithoutSize => return Err(ExportError::WithoutSize { file: name() }),
+            content @ (Content::Directory | Content::Tar | Content::Safetensors) => {
+                if !settings.as_raw {
+                    return Err(ExportError::NotAnImage { file: name(), content });
+                }
+            }
+        }
+        Ok(Self::unchecked(file, settings))
+    }
+
+    /// Exports a stream whatever it holds.
+    #[must_use]
+    pub fn unchecked(file: Arc<File>, settings: ExportSettings) -> Self {
+        let ExportSettings { name, description, stream, as_raw: _ } = settings;
+        let header = file.structure().header();
+        let info = ExportInfo {
+            name,
+            description: description.unwrap_or_else(|| describe(&file, stream)),
+            size_bytes: file.size(stream),
+            preferred_block_bytes: header.block_bytes,
+        };
+        Self { info, file, stream }
+    }
+
+    /// Name, description, size.
+    #[must_use]
+    pub fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    /// The bytes of a read that was checked against [`ExportInfo::size_bytes`], if all of them are
+    /// in the cache. Never waits.
+    #[must_use]
+    pub fn read_cached(&self, offset: u64, length: u32) -> Option<Vec<Piece>> {
+        self.file.cached_slices(self.stream, offset, u64::from(length)).map(pieces)
+    }
+
+    /// The bytes of a read. May read storage and decode, so call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// The number for the client. What is wrong and where goes to the log.
+    pub fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, Errno> {
+        match self.file.slices(self.stream, offset, u64::from(length)) {
+            Ok(slices) => Ok(pieces(slices)),
+            Err(error) => {
+                tracing::info!(export = ?self.info.name, offset, length, %error, "read failed");
+                Err(errno(&error))
+            }
+        }
+    }
+}
+
+impl NegotiatedExport for Arc<Export> {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+}
+
+fn pieces(slices: Vec<Slice>) -> Vec<Piece> {
+    slices
+        .into_iter()
+        .map(|slice| match slice {
+            Slice::Data(data) => Piece::Data(data),
+            Slice::Zeros(bytes) => Piece::Zeros(bytes),
+        })
+        .collect()
+}
+
+/// What an error of the snapshot means to a client.
+fn errno(error: &Error) -> Errno {
+    if matches!(error.kind, ErrorKind::OutOfRange { .. }) { Errno::EINVAL } else { Errno::EIO }
+}
+
+/// Facts about the snapshot in one line.
+fn describe(file: &File, stream: Stream) -> String {
+    let structure = file.structure();
+    let header = structure.header();
+    let what = match stream {
+        Stream::Main => file.content().to_string(),
+        Stream::Auxiliary => format!("{stream} stream"),
+    };
+    format!(
+        "Hexz snapshot, {what}, {compression}, stored in {stored} bytes",
+        compression = header.compression.name(),
+        stored = structure.file_bytes(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn export(fixture: &str, stream: Stream, as_raw: bool) -> Result<Export, ExportError> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(fixture);
+        let settings = ExportSettings { name: "disk".into(), description: None, stream, as_raw };
+        Export::new(File::open(path).unwrap(), settings)
+    }
+
+    #[test]
+    fn only_disk_images_are_exported_unless_the_operator_insists() {
+        for (fixture, content) in
+            [("v082-dirtree.hxz", Content::Directory), ("v082-tar.hxz", Content::Tar)]
+        {
+            let error = export(fixture, Stream::Main, false).unwrap_err();
+            assert!(matches!(&error, ExportError::NotAnImage { content: c, .. } if *c == content));
+            assert!(error.to_string().contains("as-raw"));
+            assert!(export(fixture, Stream::Main, true).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_snapshot_without_a_size_is_refused_with_the_way_out() {
+        let error = export("v082-blockdev-size0.hxz", Stream::Main, false).unwrap_err();
+        assert!(error.to_string().contains("size=index"), "{error}");
+    }
+
+    #[test]
+    fn a_stream_that_is_not_there_is_not_exported_as_nothing() {
+        assert!(export("v082-lz4-aux.hxz", Stream::Auxiliary, false).is_ok());
+        let error = export("v082-zstd.hxz", Stream::Auxiliary, false).unwrap_err();
+        assert!(matches!(error, ExportError::NoStream { .. }));
+    }
+}
