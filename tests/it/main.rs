@@ -9,5 +9,10 @@
 )]
 
 mod formats;
+mod layers;
+mod limits;
+mod negotiation;
+mod shutdown;
 mod support;
+mod transmission;
 mod upstream;

@@ -1,3 +1,5 @@
 //! What the tests share.
 
+pub(crate) mod client;
 pub(crate) mod fixtures;
+pub(crate) mod server;

@@ -1,0 +1,97 @@
+//! A server in this process, on a port of its own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use hexz_nbd::export::{Catalogue, Export, ExportSettings};
+use hexz_nbd::server::{self, Endpoint, Limits, ServerError};
+use hexz_nbd::snapshot::{File, Stream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::client::Client;
+use crate::support::fixtures;
+
+/// What [`Server::start`] exports: name, and the file behind it.
+pub(crate) const EXPORTS: [(&str, &str); 4] = [
+    ("damaged", "h-flip-block.hxz"),
+    ("disk", "v082-ext4.hxz"),
+    ("empty", "v082-empty.hxz"),
+    ("zstd", "v082-zstd.hxz"),
+];
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    stop: CancellationToken,
+    running: JoinSet<Result<(), ServerError>>,
+}
+
+impl Server {
+    /// Exports [`EXPORTS`], of which `disk` is the default.
+    pub(crate) async fn start() -> Self {
+        Self::with_limits(Limits::default()).await
+    }
+
+    pub(crate) async fn with_limits(limits: Limits) -> Self {
+        let mut catalogue = Catalogue::default();
+        for (name, file) in EXPORTS {
+            let name = name.to_owned();
+            let description = Some(format!("from {file}"));
+            let settings =
+                ExportSettings { name, description, stream: Stream::Main, as_raw: false };
+            let file = File::open(fixtures::path(file)).unwrap();
+            catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+        }
+        catalogue.set_default("disk").unwrap();
+        let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+        let server = server::Server::bind(&[endpoint], Arc::new(catalogue), limits).await.unwrap();
+        let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!("no socket") };
+        let address = *address;
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(server.run(stop.clone()));
+        Self { address, stop, running }
+    }
+
+    /// A client that has not sent anything yet.
+    pub(crate) async fn connect(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// A client that has greeted and been greeted.
+    pub(crate) async fn greet(&self) -> Client {
+        let mut client = self.connect().await;
+        client.greet(3).await;
+        client
+    }
+
+    /// A client that has chosen an export.
+    pub(crate) async fn open(&self, export: &str) -> Client {
+        let mut client = self.greet().await;
+        client.go(export).await;
+        client
+    }
+
+    /// Begins to stop. [`Server::stopped`] waits for the end.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(crate) async fn stopped(mut self) -> Result<(), ServerError> {
+        self.running.join_next().await.unwrap().unwrap()
+    }
+
+    /// Proves that the server still serves.
+    pub(crate) async fn serves(&self) {
+        let mut client = self.open("disk").await;
+        client.request(0, 0, 7, 1080, 2).await;
+        assert_eq!(client.reply(2).await, (0, 7, vec![0x53, 0xef]), "the magic of ext4");
+        client.request(0, 2, 8, 0, 0).await;
+        client.expect_end().await;
+    }
+}
+
+/// The intact bytes of an export.
+pub(crate) fn contents(file: &str) -> Vec<u8> {
+    File::open(fixtures::path(file)).unwrap().read_at(Stream::Main, 0, 1 << 30).unwrap()
+}
