@@ -2,7 +2,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to a person")]
 
 pub mod failure;
+mod pack;
 mod progress;
+mod size;
 
 pub use self::failure::Failure;
 
@@ -19,7 +21,9 @@ struct CommandLine {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Pack(pack::Arguments),
+}
 
 /// Parses the command line, runs the command, and says how it ended.
 ///
@@ -39,6 +43,6 @@ pub fn main() -> ExitCode {
 fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
         None => Err(Failure::Usage("no command".into())),
-        Some(command) => match command {},
+        Some(Command::Pack(arguments)) => pack::run(arguments),
     }
 }

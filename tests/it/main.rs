@@ -9,5 +9,6 @@
 )]
 
 mod formats;
+mod pack;
 mod support;
 mod upstream;
