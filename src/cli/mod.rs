@@ -4,6 +4,7 @@
 mod export_argument;
 pub mod failure;
 mod logging;
+mod pack;
 mod progress;
 mod serve;
 mod size;
@@ -27,7 +28,9 @@ struct CommandLine {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Pack(pack::Arguments),
+}
 
 /// Parses the command line, runs the command, and says how it ended.
 ///
@@ -47,6 +50,6 @@ pub fn main() -> ExitCode {
 fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
         None => serve::run(command_line.serve),
-        Some(command) => match command {},
+        Some(Command::Pack(arguments)) => pack::run(arguments),
     }
 }

@@ -12,6 +12,7 @@ pub mod format;
 mod page;
 pub mod storage;
 pub mod structure;
+pub mod write;
 
 pub use self::cache::Cache;
 pub use self::content::Content;

@@ -12,6 +12,7 @@ mod formats;
 mod layers;
 mod limits;
 mod negotiation;
+mod pack;
 mod shutdown;
 mod support;
 mod transmission;
