@@ -1,6 +1,7 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to a person")]
 
+mod demo;
 mod export_argument;
 pub mod failure;
 mod logging;
@@ -30,6 +31,7 @@ struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pack(pack::Arguments),
+    Demo(demo::Arguments),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -51,5 +53,6 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
         None => serve::run(command_line.serve),
         Some(Command::Pack(arguments)) => pack::run(arguments),
+        Some(Command::Demo(arguments)) => demo::run(&arguments),
     }
 }
