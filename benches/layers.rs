@@ -1,2 +1,259 @@
-//! One benchmark for each layer.
-fn main() {}
+//! One benchmark for each layer: layer/operation/condition/size.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a benchmark fails by panicking"
+)]
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use bytes::BytesMut;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use hexz_nbd::export::{Catalogue, Export, ExportSettings};
+use hexz_nbd::nbd::{Outbox, Piece, Transmission};
+use hexz_nbd::server::{Endpoint, Limits, Server};
+use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
+use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
+use hexz_nbd::snapshot::{Stream, ZstdCompressor};
+use tokio_util::sync::CancellationToken;
+
+const BLOCK: usize = 64 * 1024;
+const IMAGE_BYTES: usize = 64 << 20;
+
+criterion_group!(layers, snapshot, nbd, server);
+criterion_main!(layers);
+
+/// Half words, half noise: compresses about as well as a system image.
+fn image() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let words: Vec<u64> = (0..4096).map(|_| random()).collect();
+    let mut image = Vec::with_capacity(IMAGE_BYTES);
+    while image.len() < IMAGE_BYTES {
+        let draw = random();
+        let word = usize::try_from(draw >> 32).unwrap() % words.len();
+        let value = if draw & 1 == 0 { words[word] } else { random() };
+        image.extend_from_slice(&value.to_le_bytes());
+    }
+    image
+}
+
+struct Snapshots {
+    _directory: tempfile::TempDir,
+    lz4: PathBuf,
+    zstd: PathBuf,
+}
+
+fn snapshots() -> Snapshots {
+    let directory = tempfile::tempdir().unwrap();
+    let raw = directory.path().join("image");
+    std::fs::write(&raw, image()).unwrap();
+    let pack = |name: &str, method| {
+        let path = directory.path().join(name);
+        let settings = Settings {
+            method,
+            block_size: BlockSize::new(BLOCK as u64).unwrap(),
+            threads: NonZeroUsize::new(2).unwrap(),
+            replace: false,
+        };
+        let source = Source::open(&raw).unwrap();
+        write::write(&source, &path, &settings, &AtomicBool::new(false), &|_| {}).unwrap();
+        path
+    };
+    let lz4 = pack("lz4.hxz", Method::Lz4);
+    let zstd = pack("zstd.hxz", Method::Zstd(ZstdLevel::DEFAULT));
+    Snapshots { _directory: directory, lz4, zstd }
+}
+
+fn open(path: &Path, cache_bytes: u64) -> Arc<File> {
+    let cache = Arc::new(Cache::new(cache_bytes));
+    let options = OpenOptions { cache, ..OpenOptions::default() };
+    File::open_with(Arc::new(FileBackend::new(path).unwrap()), options).unwrap()
+}
+
+fn snapshot(criterion: &mut Criterion) {
+    let files = snapshots();
+    let plain = image()[..BLOCK].to_vec();
+    let mut group = criterion.benchmark_group("snapshot");
+
+    let file = open(&files.lz4, 256 << 20);
+    group.bench_function("open/lz4/64MiB", |b| b.iter(|| open(&files.lz4, 0)));
+    let mut position = 0;
+    group.bench_function("locate/warm/4KiB", |b| {
+        b.iter(|| {
+            position = (position + 7_777_777) % (IMAGE_BYTES as u64 - 4096);
+            let range = position..position + 4096;
+            black_box(file.extents(Stream::Main, range).unwrap().next())
+        });
+    });
+
+    group.throughput(Throughput::Bytes(BLOCK as u64));
+    let mut out = vec![0; BLOCK];
+    let stored = lz4_flex::block::compress_prepend_size(&plain);
+    let lz4 = Lz4Compressor::new();
+    group.bench_function("decode/lz4/64KiB", |b| {
+        b.iter(|| lz4.decompress(black_box(&stored), &mut out).unwrap());
+    });
+    let stored = zstd::bulk::compress(&plain, 3).unwrap();
+    let zstd = ZstdCompressor::new(Vec::new()).unwrap();
+    group.bench_function("decode/zstd/64KiB", |b| {
+        b.iter(|| zstd.decompress(black_box(&stored), &mut out).unwrap());
+    });
+    group.bench_function("check/crc32/64KiB", |b| b.iter(|| crc32fast::hash(black_box(&plain))));
+    group.bench_function("check/blake3/64KiB", |b| b.iter(|| blake3::hash(black_box(&plain))));
+
+    for (condition, path, cache_bytes) in [
+        ("warm", &files.lz4, 256 << 20),
+        ("cold-lz4", &files.lz4, 0),
+        ("cold-zstd", &files.zstd, 0),
+    ] {
+        let file = open(path, cache_bytes);
+        file.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+        let mut block = 0;
+        group.bench_function(format!("read/{condition}/64KiB"), |b| {
+            b.iter(|| {
+                block = (block + 37) % (IMAGE_BYTES / BLOCK);
+                let offset = (block * BLOCK) as u64;
+                black_box(file.slices(Stream::Main, offset, BLOCK as u64).unwrap())
+            });
+        });
+    }
+    group.finish();
+}
+
+fn nbd(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("nbd");
+    let request = request(1, 0, 4096);
+    let mut session = Transmission::new(1 << 30, 1 << 30, Outbox::default());
+    let data = bytes::Bytes::from(vec![7; 4096]);
+    group.bench_function("request-to-reply/cached/4KiB", |b| {
+        b.iter(|| {
+            let mut input = BytesMut::from(&request[..]);
+            let read = session.next_read(&mut input).unwrap().unwrap();
+            session.reply(read, Ok(vec![Piece::Data(data.clone())]));
+            let owed = bytes::Buf::remaining(session.outbox());
+            bytes::Buf::advance(session.outbox(), owed);
+        });
+    });
+    group.finish();
+}
+
+fn server(criterion: &mut Criterion) {
+    let files = snapshots();
+    let warm = open(&files.lz4, 256 << 20);
+    warm.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+    let address = serve(vec![("warm", warm), ("cold", open(&files.zstd, 0))]);
+
+    let mut group = criterion.benchmark_group("server");
+    group.bench_function("connect/plain/go", |b| b.iter(|| connect(address, "warm")));
+    let mut client = connect(address, "warm");
+    let mut read_random = |length: u32| {
+        static SEED: AtomicU64 = AtomicU64::new(1);
+        let draw = SEED.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let offset = draw % (IMAGE_BYTES as u64 - u64::from(length));
+        read(&mut client, offset, length);
+    };
+    group.bench_function("read/warm/4KiB", |b| b.iter(|| read_random(4096)));
+
+    // What a warm client notices of one that makes the server decode all the time.
+    let stop = Arc::new(AtomicBool::new(false));
+    let other = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut client = connect(address, "cold");
+            let mut offset = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for queued in 0..8 {
+                    let offset = (offset + queued * (1 << 20)) % (IMAGE_BYTES as u64);
+                    client.write_all(&request(offset, offset, 1 << 20)).unwrap();
+                }
+                client.read_exact(&mut vec![0; 8 * (16 + (1 << 20))]).unwrap();
+                offset += 8 << 20;
+            }
+        })
+    };
+    group.bench_function("read/warm-beside-cold-zstd/4KiB", |b| b.iter(|| read_random(4096)));
+    stop.store(true, Ordering::Relaxed);
+    other.join().unwrap();
+
+    group.throughput(Throughput::Bytes(256 * 1024));
+    group.bench_function("read/warm/256KiB", |b| b.iter(|| read_random(256 * 1024)));
+    let mut cold = connect(address, "cold");
+    let mut offset = 0;
+    group.bench_function("read/cold-zstd/256KiB", |b| {
+        b.iter(|| {
+            read(&mut cold, offset, 256 * 1024);
+            offset = (offset + 256 * 1024) % (IMAGE_BYTES as u64);
+        });
+    });
+    group.finish();
+}
+
+/// Serves until the process ends.
+fn serve(files: Vec<(&'static str, Arc<File>)>) -> SocketAddr {
+    let mut catalogue = Catalogue::default();
+    for (name, file) in files {
+        let name = name.to_owned();
+        let settings =
+            ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
+        catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+    }
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async move {
+            let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+            let (catalogue, limits) = (Arc::new(catalogue), Limits::default());
+            let server = Server::bind(&[endpoint], catalogue, limits).await.unwrap();
+            let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!() };
+            sender.send(*address).unwrap();
+            server.run(CancellationToken::new()).await
+        })
+    });
+    receiver.recv().unwrap()
+}
+
+fn connect(address: SocketAddr, export: &str) -> TcpStream {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_nodelay(true).unwrap();
+    client.read_exact(&mut [0; 18]).unwrap();
+    let name = export.as_bytes();
+    let length = u32::try_from(name.len()).unwrap();
+    let mut hello = 3_u32.to_be_bytes().to_vec();
+    hello.extend_from_slice(b"IHAVEOPT");
+    for number in [7, length + 6, length] {
+        hello.extend_from_slice(&number.to_be_bytes());
+    }
+    hello.extend_from_slice(name);
+    hello.extend_from_slice(&[0, 0]);
+    client.write_all(&hello).unwrap();
+    // One fact, then the acknowledgement.
+    client.read_exact(&mut [0; 20 + 12 + 20]).unwrap();
+    client
+}
+
+fn read(client: &mut TcpStream, offset: u64, length: u32) {
+    client.write_all(&request(offset, offset, length)).unwrap();
+    let mut reply = vec![0; 16 + length as usize];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..8], 0x6744_6698_0000_0000_u64.to_be_bytes());
+}
+
+fn request(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let magic = 0x2560_9513_0000_0000_u64;
+    let words = [magic, cookie, offset].map(u64::to_be_bytes).concat();
+    [&words[..], &length.to_be_bytes()].concat()
+}

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod corpus;
 mod formats;
 mod layers;
 mod limits;
