@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 
 use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageKey};
-use crate::snapshot::content::Content;
+use crate::snapshot::content::{self, Content};
 use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, PAGE_COUNT_BYTES};
@@ -23,6 +23,9 @@ pub struct OpenOptions {
     pub cache: Arc<Cache>,
     /// Take the size of a stream from its index where the header says 0, as it does for a
     /// snapshot that was packed from a block device. Format section 13.
+    ///
+    /// Nothing then tells a damaged block length in the last page from a right one until the
+    /// block is decoded, and lengths of holes never: blocks behind it would be found elsewhere.
     pub size_from_index: bool,
     /// Largest block accepted, in plain bytes.
     pub block_bytes_max: u32,
@@ -169,9 +172,16 @@ impl File {
             return Err(structure.error(kind));
         }
         let has_dictionary = header.dictionary.is_some_and(|span| span.length != 0);
-        let mut content = Content::from_metadata(&structure.metadata()?);
+        let metadata = structure.metadata()?;
+        let mut content = Content::from_metadata(&metadata);
         let main = measure(&structure, Stream::Main, content, options.size_from_index)?;
         let auxiliary = measure(&structure, Stream::Auxiliary, content, options.size_from_index)?;
+        if content == Content::Tar
+            && let Some(declared) = content::tar_bytes(&metadata)
+            && declared != main.blocks_end
+        {
+            return Err(structure.stream_size_error(Stream::Main, declared, main.blocks_end));
+        }
         if main.bytes == 0 && main.blocks_end != 0 {
             content = Content::ImageWithoutSize;
         }
@@ -449,23 +459,20 @@ fn measure(
     size_from_index: bool,
 ) -> Result<StreamSize, Error> {
     let declared = structure.index().stream_bytes(stream);
-    let blocks_end = match structure.index().pages(stream).len().checked_sub(1) {
-        Some(last) => structure.page(stream, last, None)?.end(),
-        None => 0,
-    };
+    let last = structure.index().pages(stream).len().checked_sub(1);
+    let last = last.map(|last| structure.page(stream, last, None)).transpose()?;
+    let blocks_end = last.as_ref().map_or(0, Page::end);
+    if declared == 0 && last.is_some_and(|page| size_from_index && page.has_doubtful_length()) {
+        let offset = structure.header().index_offset;
+        let kind = FormatError::Invalid { what: "length of a block without stream size", offset };
+        return Err(structure.error(kind.into()));
+    }
     let tar_tail = content == Content::Tar && declared > blocks_end;
     let without_size = declared == 0 && stream == Stream::Main && content == Content::Image;
     let bytes = match declared {
         0 if size_from_index => blocks_end,
         _ if declared == blocks_end || tar_tail || without_size => declared,
-        _ => {
-            return Err(structure.error(ErrorKind::StreamSize {
-                stream,
-                declared,
-                found: blocks_end,
-                index_offset: structure.header().index_offset,
-            }));
-        }
+        _ => return Err(structure.stream_size_error(stream, declared, blocks_end)),
     };
     Ok(StreamSize { bytes, blocks_end })
 }
