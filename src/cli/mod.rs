@@ -1,8 +1,12 @@
 //! What the operator types: the only place that knows clap and prints.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to a person")]
+#![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
+mod escape;
 pub mod failure;
+mod inspect;
 mod progress;
+mod size;
+mod verify;
 
 pub use self::failure::Failure;
 
@@ -19,7 +23,10 @@ struct CommandLine {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Inspect(inspect::Arguments),
+    Verify(verify::Arguments),
+}
 
 /// Parses the command line, runs the command, and says how it ended.
 ///
@@ -39,6 +46,7 @@ pub fn main() -> ExitCode {
 fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
         None => Err(Failure::Usage("no command".into())),
-        Some(command) => match command {},
+        Some(Command::Inspect(arguments)) => inspect::run(arguments),
+        Some(Command::Verify(arguments)) => verify::run(arguments),
     }
 }
