@@ -8,6 +8,9 @@
     reason = "a test fails by panicking"
 )]
 
+mod damage;
 mod formats;
+mod inspect;
 mod support;
 mod upstream;
+mod verify;
