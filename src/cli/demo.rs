@@ -1,5 +1,6 @@
 //! `hexz-nbd demo`: a small file system, served to whoever wants to try a client.
 
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,9 +41,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut catalogue = Catalogue::default();
     catalogue.add(Export::new(file, settings)?)?;
     serve::run_server(&arguments.listen.endpoints()?, catalogue, |endpoints| {
-        for endpoint in endpoints {
-            println!("{}", instructions(endpoint));
-        }
+        let mut out = io::stdout().lock();
+        endpoints.iter().try_for_each(|endpoint| writeln!(out, "{}", instructions(endpoint)))
     })
 }
 

@@ -1,8 +1,10 @@
 //! How a command ends when it does not succeed: one line on standard error, one exit code.
 
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::process::ExitCode;
+
+use crate::cli::escape::Escaped;
 
 /// Why a command failed. Exit code 1 is a failure, 2 a wrong use of the command line.
 #[derive(Debug)]
@@ -39,30 +41,18 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(message) => write_escaped(f, message),
+            Self::Usage(message) => write!(f, "{}", Escaped(message)),
             Self::Failed(error) => {
-                write_escaped(f, &error.to_string())?;
+                write!(f, "{}", Escaped(&error.to_string()))?;
                 let mut source = error.source();
                 while let Some(cause) = source {
-                    f.write_str(": ")?;
-                    write_escaped(f, &cause.to_string())?;
+                    write!(f, ": {}", Escaped(&cause.to_string()))?;
                     source = cause.source();
                 }
                 Ok(())
             }
         }
     }
-}
-
-fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    for character in text.chars() {
-        if character.is_control() {
-            write!(f, "{}", character.escape_default())?;
-        } else {
-            f.write_char(character)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! What the operator types: the only place that knows clap and prints.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to a person")]
+#![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
 mod demo;
+mod escape;
 mod export_argument;
 pub mod failure;
+mod inspect;
 mod logging;
 mod pack;
 mod progress;
 mod serve;
 mod size;
 mod uri;
+mod verify;
 
 pub use self::failure::Failure;
 
@@ -31,6 +34,8 @@ struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pack(pack::Arguments),
+    Inspect(inspect::Arguments),
+    Verify(verify::Arguments),
     Demo(demo::Arguments),
 }
 
@@ -53,6 +58,8 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command_line.command {
         None => serve::run(command_line.serve),
         Some(Command::Pack(arguments)) => pack::run(arguments),
+        Some(Command::Inspect(arguments)) => inspect::run(arguments),
+        Some(Command::Verify(arguments)) => verify::run(arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
     }
 }

@@ -1,6 +1,6 @@
 //! `hexz-nbd pack`: a disk image or block device to a snapshot.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         write::write(&source, &arguments.output, &settings, &stop, &|bytes| progress.add(bytes));
     drop(progress);
     match summary {
-        Ok(summary) => println!("{}", describe(&summary)),
+        Ok(summary) => writeln!(io::stdout(), "{}", describe(&summary))?,
         Err(error) if matches!(error.kind, ErrorKind::Exists) => {
             return Err(Failure::failed(format!("{error}, use --force to replace it")));
         }

@@ -1,5 +1,6 @@
 //! Serving: raw settings become checked ones, then the server runs until it is told to stop.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,7 +114,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             .set_default(name)
             .map_err(|error| Failure::Usage(format!("--default-export: {error}")))?;
     }
-    run_server(&endpoints, catalogue, |_| {})
+    run_server(&endpoints, catalogue, |_| Ok(()))
 }
 
 /// Adds what an argument stands for. In a directory, what cannot be exported is logged and does
@@ -190,7 +191,7 @@ fn open(argument: &ExportArgument, cache: &Arc<Cache>) -> Result<Export, Failure
 pub(crate) fn run_server(
     endpoints: &[Endpoint],
     catalogue: Catalogue,
-    announce: impl FnOnce(&[Endpoint]),
+    announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let limits = Limits::default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -208,7 +209,7 @@ async fn serve(
     endpoints: &[Endpoint],
     catalogue: Arc<Catalogue>,
     limits: Limits,
-    announce: impl FnOnce(&[Endpoint]),
+    announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -220,7 +221,7 @@ async fn serve(
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
     log_start(&endpoints, &catalogue);
-    announce(&endpoints);
+    announce(&endpoints)?;
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {

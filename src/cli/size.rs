@@ -1,8 +1,12 @@
-//! Numbers of bytes as people write them.
+//! Numbers of bytes: as people write them, and as they are shown to them.
 
+use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes: digits and a unit, such as `64KiB`, `64K`, `1MB` or `65536`.
+use indicatif::BinaryBytes;
+
+/// A number of bytes. Written as digits and a unit, such as `64KiB`, `64K`, `1MB` or `65536`; shown
+/// as `3.00 MiB (3145851 bytes)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteSize(pub(crate) u64);
 
@@ -55,9 +59,32 @@ impl FromStr for ByteSize {
     }
 }
 
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("1 byte"),
+            bytes @ ..1024 => write!(f, "{bytes} bytes"),
+            bytes => write!(f, "{} ({bytes} bytes)", BinaryBytes(bytes)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_exact_whatever_its_unit() {
+        for (bytes, shown) in [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (1024, "1.00 KiB (1024 bytes)"),
+            (3_145_851, "3.00 MiB (3145851 bytes)"),
+        ] {
+            assert_eq!(ByteSize(bytes).to_string(), shown);
+        }
+    }
 
     #[test]
     fn binary_and_decimal_units_are_told_apart() {

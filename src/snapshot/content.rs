@@ -25,21 +25,7 @@ impl Content {
     /// Recognises what the metadata of a snapshot describes. Anything that is not one of the
     /// known JSON objects is the message of a commit, and commits are images.
     pub(crate) fn from_metadata(metadata: &[u8]) -> Self {
-        #[derive(Deserialize)]
-        struct Known {
-            files: Option<IgnoredAny>,
-            source: Option<Source>,
-            format: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Source {
-            format: Option<String>,
-        }
-        // Free text is not worth parsing to its end.
-        if metadata.trim_ascii_start().first() != Some(&b'{') {
-            return Self::Image;
-        }
-        let Ok(known) = serde_json::from_slice::<Known>(metadata) else {
+        let Some(known) = Known::parse(metadata) else {
             return Self::Image;
         };
         let source = known.source.and_then(|source| source.format);
@@ -49,6 +35,35 @@ impl Content {
             (_, _, Some(_)) => Self::Directory,
             _ => Self::Image,
         }
+    }
+}
+
+/// Bytes of all files of a converted tar archive, which is what its blocks hold. The declared
+/// size of the stream is that of the tar file, so only this can be compared with the index.
+pub(crate) fn tar_bytes(metadata: &[u8]) -> Option<u64> {
+    Known::parse(metadata)?.source?.total_bytes
+}
+
+#[derive(Deserialize)]
+struct Known {
+    files: Option<IgnoredAny>,
+    source: Option<Source>,
+    format: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    format: Option<String>,
+    total_bytes: Option<u64>,
+}
+
+impl Known {
+    fn parse(metadata: &[u8]) -> Option<Self> {
+        // Free text is not worth parsing to its end.
+        if metadata.trim_ascii_start().first() != Some(&b'{') {
+            return None;
+        }
+        serde_json::from_slice(metadata).ok()
     }
 }
 
@@ -81,5 +96,13 @@ mod tests {
         ] {
             assert_eq!(Content::from_metadata(metadata), content);
         }
+    }
+
+    #[test]
+    fn a_converted_archive_says_how_many_bytes_its_files_have() {
+        let tar = br#"{"source": {"format": "tar", "total_bytes": 378000, "source_files": []}}"#;
+        assert_eq!(tar_bytes(tar), Some(378_000));
+        assert_eq!(tar_bytes(br#"{"source": {"format": "tar"}}"#), None);
+        assert_eq!(tar_bytes(b"a message"), None);
     }
 }

@@ -230,6 +230,14 @@ mod tests {
     }
 
     #[test]
+    fn a_block_of_no_bytes_is_what_chunkers_leave_at_the_end() {
+        assert_eq!(decode(Lz4Compressor::new(), lz4(b""), 0).unwrap(), b"");
+        // As upstream makes it: with the streaming encoder, so without a content size.
+        let stored = zstd::stream::encode_all(&b""[..], 3).unwrap();
+        assert_eq!(decode(ZstdCompressor::new(Vec::new()).unwrap(), stored, 0).unwrap(), b"");
+    }
+
+    #[test]
     fn no_bytes_are_no_block() {
         assert!(decode(Lz4Compressor::new(), Vec::new(), 5).is_err());
         assert!(decode(ZstdCompressor::new(Vec::new()).unwrap(), Vec::new(), 5).is_err());

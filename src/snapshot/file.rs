@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 
 use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageKey};
-use crate::snapshot::content::Content;
+use crate::snapshot::content::{self, Content};
 use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
-use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, PAGE_COUNT_BYTES};
+use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
 use crate::snapshot::format::{Compression, Family, FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
 use crate::snapshot::storage::{FileBackend, StorageBackend};
@@ -21,8 +21,11 @@ use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
 pub struct OpenOptions {
     /// Where decoded blocks and index pages are kept.
     pub cache: Arc<Cache>,
-    /// Take the size of a stream from its index where the header says 0, as it does for a
+    /// Take the size of a stream from its index where the index declares 0, as it does for a
     /// snapshot that was packed from a block device. Format section 13.
+    ///
+    /// Nothing then tells a damaged block length in the last page from a right one until the
+    /// block is decoded, and lengths of holes never: blocks behind it would be found elsewhere.
     pub size_from_index: bool,
     /// Largest block accepted, in plain bytes.
     pub block_bytes_max: u32,
@@ -169,9 +172,16 @@ impl File {
             return Err(structure.error(kind));
         }
         let has_dictionary = header.dictionary.is_some_and(|span| span.length != 0);
-        let mut content = Content::from_metadata(&structure.metadata()?);
+        let metadata = structure.metadata()?;
+        let mut content = Content::from_metadata(&metadata);
         let main = measure(&structure, Stream::Main, content, options.size_from_index)?;
         let auxiliary = measure(&structure, Stream::Auxiliary, content, options.size_from_index)?;
+        if content == Content::Tar
+            && let Some(declared) = content::tar_bytes(&metadata)
+            && declared != main.blocks_end
+        {
+            return Err(structure.stream_size_error(Stream::Main, declared, main.blocks_end));
+        }
         if main.bytes == 0 && main.blocks_end != 0 {
             content = Content::ImageWithoutSize;
         }
@@ -314,11 +324,15 @@ impl File {
 
     fn page(&self, stream: Stream, page: usize) -> Result<Arc<Page>, Error> {
         let key = PageKey { file: self.id, stream, page };
-        // The file may have been changed since it was opened: the last page must still end where
-        // it did, as every other page must reach the next.
-        let end = self.structure.page_end(stream, page);
-        let end = end.unwrap_or(self.stream_size(stream).blocks_end);
+        let end = self.page_end(stream, page);
         self.cache.page_or_load(&key, || self.structure.page(stream, page, Some(end)).map(Arc::new))
+    }
+
+    /// Where a page must end. The file may have been changed since it was opened: the last page
+    /// must still end where it did, as every other page must reach the next.
+    pub(crate) fn page_end(&self, stream: Stream, page: usize) -> u64 {
+        let next = self.structure.page_end(stream, page);
+        next.unwrap_or(self.stream_size(stream).blocks_end)
     }
 
     /// The page that holds a position, by binary search. Of pages that begin at the same place
@@ -379,14 +393,7 @@ impl File {
 
     fn block(&self, stream: Stream, part: &Part) -> Result<Bytes, Error> {
         let block = &part.block;
-        let damaged = |damage, stored_at| {
-            self.structure.error(ErrorKind::Block {
-                damage,
-                stream,
-                position: block.range.start,
-                stored_at,
-            })
-        };
+        let damaged = |damage, stored_at| self.damaged(damage, stream, block, stored_at);
         let key = match (block.contents, self.block_key(block)) {
             (Contents::Stored { .. }, Some(key)) => key,
             (Contents::Corrupt(what), _) => {
@@ -396,21 +403,71 @@ impl File {
             _ => return Err(damaged(Damage::Entry("no stored bytes"), 0)),
         };
         self.cache.block_or_decode(&key, || {
-            let length = u64::from(key.length);
-            let stored = structure::read(self.structure.storage(), "block", key.offset, length)
-                .map_err(|kind| self.structure.error(kind))?;
-            let plain = self
-                .decoder
-                .decode(stored, key.crc, block.number, key.logical_length)
-                .map_err(|damage| damaged(damage, key.offset))?;
-            if self.check == Check::Blake3 {
-                let hash = self.stored_hash(stream, block)?;
-                if hash != [0; 32] && *blake3::hash(&plain).as_bytes() != hash {
-                    return Err(damaged(Damage::Hash, key.offset));
-                }
-            }
-            Ok(Bytes::from(plain))
+            self.decode(stream, block, &key, || match self.check {
+                Check::Crc => Ok([0; 32]),
+                Check::Blake3 => self.stored_hash(stream, block),
+            })
         })
+    }
+
+    /// Reads and decodes the stored bytes of a block, whatever the cache holds. All zero is no
+    /// hash to compare with.
+    fn decode(
+        &self,
+        stream: Stream,
+        block: &Block,
+        key: &BlockKey,
+        hash: impl FnOnce() -> Result<[u8; 32], Error>,
+    ) -> Result<Bytes, Error> {
+        let damaged = |damage| self.damaged(damage, stream, block, key.offset);
+        let length = u64::from(key.length);
+        let stored = structure::read(self.structure.storage(), "block", key.offset, length)
+            .map_err(|kind| self.structure.error(kind))?;
+        let plain = self
+            .decoder
+            .decode(stored, key.crc, block.number, key.logical_length)
+            .map_err(damaged)?;
+        let hash = hash()?;
+        if hash != [0; 32] && *blake3::hash(&plain).as_bytes() != hash {
+            return Err(damaged(Damage::Hash));
+        }
+        Ok(Bytes::from(plain))
+    }
+
+    /// Checks everything that is known of a block, past the cache: what was decoded before says
+    /// nothing of the bytes that are stored now.
+    pub(crate) fn check_entry(
+        &self,
+        stream: Stream,
+        block: &Block,
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        match entry.kind(self.structure.entry_bounds()) {
+            Err(what) => {
+                let entry_at = self.entry_position(stream, block).unwrap_or(0);
+                Err(self.damaged(Damage::Entry(what), stream, block, entry_at))
+            }
+            // Zeros that were stored are read without their stored bytes. Here they count.
+            Ok(EntryKind::Data | EntryKind::Nothing) if entry.length != 0 => {
+                let Entry { offset, length, crc, .. } = *entry;
+                let block =
+                    Block { contents: Contents::Stored { offset, length, crc }, ..block.clone() };
+                let Some(key) = self.block_key(&block) else {
+                    return Ok(());
+                };
+                self.decode(stream, &block, &key, || Ok(entry.hash)).map(drop)
+            }
+            Ok(EntryKind::Data | EntryKind::Nothing | EntryKind::Sparse) => Ok(()),
+            Ok(EntryKind::Parent) => {
+                let length = u64::from(block.logical_length());
+                self.slices(stream, block.range.start, length).map(drop)
+            }
+        }
+    }
+
+    fn damaged(&self, damage: Damage, stream: Stream, block: &Block, stored_at: u64) -> Error {
+        let position = block.range.start;
+        self.structure.error(ErrorKind::Block { damage, stream, position, stored_at })
     }
 
     /// The hash of a block, from the file: it is not kept in memory. All zero if there is none.
@@ -449,23 +506,20 @@ fn measure(
     size_from_index: bool,
 ) -> Result<StreamSize, Error> {
     let declared = structure.index().stream_bytes(stream);
-    let blocks_end = match structure.index().pages(stream).len().checked_sub(1) {
-        Some(last) => structure.page(stream, last, None)?.end(),
-        None => 0,
-    };
+    let last = structure.index().pages(stream).len().checked_sub(1);
+    let last = last.map(|last| structure.page(stream, last, None)).transpose()?;
+    let blocks_end = last.as_ref().map_or(0, Page::end);
+    if declared == 0 && last.is_some_and(|page| size_from_index && page.has_doubtful_length()) {
+        let offset = structure.header().index_offset;
+        let kind = FormatError::Invalid { what: "length of a block without stream size", offset };
+        return Err(structure.error(kind.into()));
+    }
     let tar_tail = content == Content::Tar && declared > blocks_end;
     let without_size = declared == 0 && stream == Stream::Main && content == Content::Image;
     let bytes = match declared {
         0 if size_from_index => blocks_end,
         _ if declared == blocks_end || tar_tail || without_size => declared,
-        _ => {
-            return Err(structure.error(ErrorKind::StreamSize {
-                stream,
-                declared,
-                found: blocks_end,
-                index_offset: structure.header().index_offset,
-            }));
-        }
+        _ => return Err(structure.stream_size_error(stream, declared, blocks_end)),
     };
     Ok(StreamSize { bytes, blocks_end })
 }

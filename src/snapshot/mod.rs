@@ -9,9 +9,10 @@ pub mod decode;
 pub mod error;
 pub mod file;
 pub mod format;
-mod page;
+pub(crate) mod page;
 pub mod storage;
 pub mod structure;
+pub mod verify;
 pub mod write;
 
 pub use self::cache::Cache;
@@ -22,3 +23,4 @@ pub use self::file::{Check, Extent, Extents, File, OpenOptions, Slice};
 pub use self::format::{Compression, Family, Stream};
 pub use self::storage::{FileBackend, MemoryBackend, StorageBackend};
 pub use self::structure::Structure;
+pub use self::verify::{DamagedRange, verify};

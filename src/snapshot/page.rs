@@ -102,7 +102,7 @@ impl Page {
         expected_end: Option<u64>,
     ) -> Result<Self, FormatError> {
         let overflow = FormatError::Invalid { what: "sum of block lengths", offset: record.offset };
-        let zeros = hashes_of_zeros(entries, bounds);
+        let zeros = hashes_of_zeros(entries, bounds.logical_bytes_max);
         let mut ends = Vec::with_capacity(entries.len());
         let mut contents = Vec::with_capacity(entries.len());
         let mut end = record.start_logical;
@@ -135,6 +135,21 @@ impl Page {
         self.ends.last().copied().unwrap_or(self.record.start_logical)
     }
 
+    /// Whether a corrupt entry may be corrupt in its length in the stream, so that what lies
+    /// behind it may be out of place. Matters only where nothing says where the page must end.
+    pub(crate) fn has_doubtful_length(&self) -> bool {
+        self.contents.iter().any(|contents| {
+            matches!(
+                contents.unpack(),
+                Contents::Corrupt(
+                    "empty block"
+                        | "block length above the limit"
+                        | "stored length out of proportion"
+                )
+            )
+        })
+    }
+
     /// Memory that the page takes, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let entry = size_of::<u64>().saturating_add(size_of::<PackedContents>());
@@ -164,14 +179,18 @@ impl Page {
 
 /// BLAKE3 of zeros, for each length at which a data entry of the page may be nothing but zeros.
 ///
-/// Zeros compress to next to nothing, so other entries need not be looked at. One pass over the
-/// zeros of the longest, which the limit on blocks bounds, gives the hashes of all shorter ones.
-fn hashes_of_zeros(entries: &[Entry], bounds: EntryBounds) -> BTreeMap<u32, [u8; 32]> {
+/// Zeros compress to next to nothing, so other entries need not be looked at; and entries above
+/// the limit must not, since they are corrupt and may claim gigabytes. One pass over the zeros of
+/// the longest gives the hashes of all shorter ones.
+pub(crate) fn hashes_of_zeros(
+    entries: &[Entry],
+    logical_bytes_max: u32,
+) -> BTreeMap<u32, [u8; 32]> {
     const CHUNK: [u8; 16 * 1024] = [0; 16 * 1024];
     let mut hashes: BTreeMap<u32, [u8; 32]> = entries
         .iter()
-        .filter(|entry| entry.length <= zeros_stored_max(entry.logical_length))
-        .filter(|entry| entry.hash != [0; 32] && entry.kind(bounds) == Ok(EntryKind::Data))
+        .filter(|entry| entry.length != 0 && entry.length <= zeros_stored_max(entry.logical_length))
+        .filter(|entry| entry.logical_length <= logical_bytes_max && entry.hash != [0; 32])
         .map(|entry| (entry.logical_length, [0; 32]))
         .collect();
     let mut hasher = blake3::Hasher::new();
@@ -248,6 +267,13 @@ mod tests {
         for at in 1..entries.len() {
             assert_eq!(page.block(at).unwrap().contents, Contents::Zeros, "entry {at}");
         }
+    }
+
+    #[test]
+    fn an_entry_that_claims_gigabytes_is_not_hashed_for() {
+        let entries = [data(u32::MAX), data(BOUNDS.logical_bytes_max + 1), data(4096)];
+        let hashes = hashes_of_zeros(&entries, BOUNDS.logical_bytes_max);
+        assert_eq!(hashes.into_keys().collect::<Vec<_>>(), [4096]);
     }
 
     #[test]

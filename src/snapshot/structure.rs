@@ -157,6 +157,12 @@ impl Structure {
         &*self.storage
     }
 
+    /// The blocks of a stream do not add up to what was declared.
+    pub(crate) fn stream_size_error(&self, stream: Stream, declared: u64, found: u64) -> Error {
+        let index_offset = self.header.index_offset;
+        self.error(ErrorKind::StreamSize { stream, declared, found, index_offset })
+    }
+
     pub(crate) fn error(&self, kind: ErrorKind) -> Error {
         Error { file: self.name().to_owned(), kind }
     }

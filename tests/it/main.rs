@@ -3,13 +3,16 @@
 #![allow(
     clippy::cast_possible_truncation,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
     reason = "a test fails by panicking"
 )]
 
 mod corpus;
+mod damage;
 mod formats;
+mod inspect;
 mod layers;
 mod limits;
 mod negotiation;
@@ -18,3 +21,4 @@ mod shutdown;
 mod support;
 mod transmission;
 mod upstream;
+mod verify;

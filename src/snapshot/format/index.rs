@@ -144,23 +144,22 @@ impl MasterIndex {
     }
 
     /// Checks every page record against its neighbours, so that a page that is loaded later
-    /// cannot serve bytes of another place. Format section 6.
+    /// cannot serve bytes of another place. Pages lie in the file in the order of their blocks,
+    /// which tells swapped pages of equal length apart. Format sections 2 and 6.
     ///
     /// # Errors
     ///
     /// [`FormatError::Invalid`] with the position of the record in the file.
     pub fn check_pages(&self, header: &Header, family: Family) -> Result<(), FormatError> {
         let mut next_block = 0;
+        let mut offset_min = HEADER_BYTES;
         let mut record_at = header.index_offset.saturating_add(PAGE_COUNT_BYTES);
         for stream in Stream::ALL {
             let mut next_logical_min = 0;
             for (number, page) in self.pages(stream).iter().enumerate() {
                 let entries = page.entries(family);
-                let inside = page.offset >= HEADER_BYTES
-                    && page
-                        .offset
-                        .checked_add(u64::from(page.length))
-                        .is_some_and(|end| end <= header.index_offset);
+                let end = page.offset.saturating_add(u64::from(page.length));
+                let inside = page.offset >= offset_min && end <= header.index_offset;
                 let whole = u64::from(page.length)
                     == entries
                         .saturating_mul(family.entry_bytes())
@@ -177,6 +176,7 @@ impl MasterIndex {
                 }
                 next_block = next_block.saturating_add(entries);
                 next_logical_min = page.start_logical;
+                offset_min = end;
                 record_at = record_at.saturating_add(PAGE_RECORD_BYTES);
             }
             record_at = record_at.saturating_add(PAGE_COUNT_BYTES);
@@ -221,7 +221,7 @@ fn stream_size(fields: &mut Fields<'_>) -> Result<u64, FormatError> {
 }
 
 /// One block as an index page describes it. Format sections 6 and 7.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// Where the stored bytes lie, or what kind of entry it is.
     pub offset: u64,
