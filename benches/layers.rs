@@ -31,8 +31,9 @@ const IMAGE_BYTES: usize = 64 << 20;
 criterion_group!(layers, snapshot, nbd, server);
 criterion_main!(layers);
 
-/// Half words, half noise: compresses about as well as a system image.
+/// Phrases from a small vocabulary between noise: compresses about as well as a system image.
 fn image() -> Vec<u8> {
+    const PHRASE: usize = 40;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = || {
         state ^= state << 13;
@@ -40,14 +41,18 @@ fn image() -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let words: Vec<u64> = (0..4096).map(|_| random()).collect();
-    let mut image = Vec::with_capacity(IMAGE_BYTES);
+    let vocabulary: Vec<u8> = (0..4096).flat_map(|_| random().to_le_bytes()).collect();
+    let mut image = Vec::with_capacity(IMAGE_BYTES + PHRASE);
     while image.len() < IMAGE_BYTES {
         let draw = random();
-        let word = usize::try_from(draw >> 32).unwrap() % words.len();
-        let value = if draw & 1 == 0 { words[word] } else { random() };
-        image.extend_from_slice(&value.to_le_bytes());
+        if draw & 1 == 0 {
+            let start = usize::try_from(draw >> 32).unwrap() % (vocabulary.len() - PHRASE);
+            image.extend_from_slice(&vocabulary[start..start + PHRASE]);
+        } else {
+            image.extend((0..4).flat_map(|_| random().to_le_bytes()));
+        }
     }
+    image.truncate(IMAGE_BYTES);
     image
 }
 
