@@ -4,8 +4,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 use hexz_nbd::nbd::limits::OWED_BYTES_MAX;
 use hexz_nbd::nbd::{
-    ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Piece, Progress,
-    Transmission,
+    Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Piece,
+    Progress, Transmission,
 };
 use hexz_nbd::snapshot::format::index::{decode_page, encode_page};
 use hexz_nbd::snapshot::format::{Family, PageRecord};
@@ -120,7 +120,7 @@ impl ExportDirectory for OneDisk {
 /// Everything that the server sends to a client that sends these bytes, and whether it hung up.
 fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
     let (mut sent, mut input, mut outbox) = (Vec::new(), BytesMut::new(), Outbox::default());
-    let mut negotiation = Negotiation::new(OneDisk, &mut outbox);
+    let mut negotiation = Negotiation::new(Channel::Plain(OneDisk), &mut outbox);
     let mut packets = bytes.chunks(packet);
     let disk = loop {
         let progress = negotiation.advance(&mut input, &mut outbox);
@@ -128,7 +128,7 @@ fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
         match progress {
             Ok(Progress::Answered) => {}
             Ok(Progress::Enter(disk)) => break disk,
-            Ok(Progress::Aborted) | Err(_) => return (sent, true),
+            Ok(Progress::Aborted | Progress::StartTls(_)) | Err(_) => return (sent, true),
             Ok(Progress::NeedsInput) => match packets.next() {
                 Some(packet) => input.extend_from_slice(packet),
                 None => return (sent, false),

@@ -13,7 +13,7 @@ pub mod request;
 pub mod transmission;
 pub mod wire;
 
-pub use self::negotiation::{Negotiation, Progress};
+pub use self::negotiation::{Channel, Negotiation, Progress, Upgrade};
 pub use self::outbox::Outbox;
 pub use self::reply::Piece;
 pub use self::transmission::{Read, Transmission};

@@ -24,13 +24,47 @@ const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
 /// The client's bytes go in, replies come out, until an export is chosen or the session ends.
 #[derive(Debug)]
 pub struct Negotiation<D> {
-    directory: D,
+    channel: Channel<D>,
     state: State,
-    /// The client does without the zeros after `EXPORT_NAME`.
-    no_zeros: bool,
-    /// The client understands replies to options.
-    fixed: bool,
+    flags: ClientFlags,
     options: u32,
+}
+
+/// What the client's bytes travel through, and what it may see there. Section "TLS support".
+#[derive(Debug)]
+pub enum Channel<D> {
+    /// A server without TLS: `NOTLS`.
+    Plain(D),
+    /// A client that may upgrade to TLS, and sees these exports without: `SELECTIVETLS`.
+    MayUpgrade(D),
+    /// A client that must upgrade to TLS. There is no export here that it could be shown:
+    /// `FORCEDTLS`.
+    MustUpgrade,
+    /// A client that has upgraded.
+    Tls(D),
+}
+
+/// What a client said about itself before its first option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct ClientFlags {
+    /// It understands replies to options.
+    fixed: bool,
+    /// It does without the zeros after `EXPORT_NAME`.
+    no_zeros: bool,
+}
+
+/// All that is left of a negotiation in plaintext when TLS begins: what the client said before its
+/// first option, and will not say again.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Upgrade(ClientFlags);
+
+impl Upgrade {
+    /// Begins anew, with a client that has finished its handshake. It is not greeted again.
+    #[must_use]
+    pub fn negotiate<D: ExportDirectory>(self, directory: D) -> Negotiation<D> {
+        let channel = Channel::Tls(directory);
+        Negotiation { channel, state: State::Option, flags: self.0, options: 0 }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +86,9 @@ pub enum Progress<E> {
     Answered,
     /// Transmission begins with this export. What is left of the input belongs to it.
     Enter(E),
+    /// The client was told that TLS begins. Nothing that it sent before the end of the handshake
+    /// may be looked at, so what is left of the input ends the session.
+    StartTls(Upgrade),
     /// The client said goodbye and was answered.
     Aborted,
 }
@@ -94,6 +131,7 @@ enum Step<E> {
     Describe(E, Facts),
     Enter(E, Facts),
     EnterOldStyle(E),
+    StartTls,
     Abort,
 }
 
@@ -114,15 +152,27 @@ impl From<&ExportQuery<'_>> for Facts {
     }
 }
 
+impl<D> Channel<D> {
+    /// The exports that the client may see as things are.
+    fn directory(&self) -> Option<&D> {
+        match self {
+            Self::Plain(directory) | Self::MayUpgrade(directory) | Self::Tls(directory) => {
+                Some(directory)
+            }
+            Self::MustUpgrade => None,
+        }
+    }
+}
+
 impl<D: ExportDirectory> Negotiation<D> {
-    /// A session with a client that may see these exports. Greets it.
+    /// A session with a client that has just connected. Greets it.
     #[must_use]
-    pub fn new(directory: D, outbox: &mut Outbox) -> Self {
+    pub fn new(channel: Channel<D>, outbox: &mut Outbox) -> Self {
         outbox.push_copy(&INIT_MAGIC.to_be_bytes());
         outbox.push_copy(&OPTION_MAGIC.to_be_bytes());
         let flags = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
         outbox.push_copy(&flags.to_be_bytes());
-        Self { directory, state: State::ClientFlags, no_zeros: false, fixed: false, options: 0 }
+        Self { channel, state: State::ClientFlags, flags: ClientFlags::default(), options: 0 }
     }
 
     /// Takes at most one message from the input and puts the answer into the outbox.
@@ -160,8 +210,10 @@ impl<D: ExportDirectory> Negotiation<D> {
         if flags & !(client_flags::FIXED_NEWSTYLE | client_flags::NO_ZEROES) != 0 {
             return Err(Violation::ClientFlags(flags));
         }
-        self.fixed = flags & client_flags::FIXED_NEWSTYLE != 0;
-        self.no_zeros = flags & client_flags::NO_ZEROES != 0;
+        self.flags = ClientFlags {
+            fixed: flags & client_flags::FIXED_NEWSTYLE != 0,
+            no_zeros: flags & client_flags::NO_ZEROES != 0,
+        };
         self.state = State::Option;
         Ok(Progress::Answered)
     }
@@ -175,7 +227,7 @@ impl<D: ExportDirectory> Negotiation<D> {
             return Ok(Progress::NeedsInput);
         };
         let OptionHeader { code, payload_bytes } = OptionHeader::decode(header)?;
-        if !self.fixed && code != OptionCode::EXPORT_NAME {
+        if !self.flags.fixed && code != OptionCode::EXPORT_NAME {
             return Err(Violation::NotFixed(code));
         }
         let payload_length = usize::try_from(payload_bytes).unwrap_or(usize::MAX);
@@ -219,6 +271,14 @@ impl<D: ExportDirectory> Negotiation<D> {
     }
 
     fn decide(&self, code: OptionCode, payload: &[u8]) -> Result<Step<D::Export>, Violation> {
+        match code {
+            OptionCode::STARTTLS => return Ok(self.on_starttls(payload)),
+            OptionCode::ABORT => return Ok(Step::Abort),
+            _ => {}
+        }
+        let Some(directory) = self.channel.directory() else {
+            return Self::on_plaintext(code);
+        };
         let option = match option::decode(code, payload) {
             Ok(option) => option,
             Err(refusal) if code == OptionCode::EXPORT_NAME => {
@@ -227,29 +287,63 @@ impl<D: ExportDirectory> Negotiation<D> {
             Err(refusal) => return Ok(Step::Refuse(refusal)),
         };
         Ok(match option {
-            ClientOption::Abort => Step::Abort,
             ClientOption::List => Step::List,
             ClientOption::ExportName(name) => {
-                let found = self.directory.find(name);
+                let found = directory.find(name);
                 Step::EnterOldStyle(found.ok_or_else(|| Violation::UnknownExport(name.to_owned()))?)
             }
-            ClientOption::Info(query) => match self.directory.find(query.name) {
+            ClientOption::Info(query) => match directory.find(query.name) {
                 Some(export) => Step::Describe(export, Facts::from(&query)),
-                None => Step::Refuse(unknown_export(query.name)),
+                None => Step::Refuse(self.unknown_export(query.name)),
             },
-            ClientOption::Go(query) => match self.directory.find(query.name) {
+            ClientOption::Go(query) => match directory.find(query.name) {
                 Some(export) => Step::Enter(export, Facts::from(&query)),
-                None => Step::Refuse(unknown_export(query.name)),
+                None => Step::Refuse(self.unknown_export(query.name)),
             },
-            ClientOption::StartTls => Step::Refuse(Refusal {
-                code: ReplyCode::ERR_POLICY,
-                message: "this server runs without TLS",
-            }),
             ClientOption::Unknown => Step::Refuse(Refusal {
                 code: ReplyCode::ERR_UNSUP,
                 message: "this server does not know the option",
             }),
         })
+    }
+
+    /// Section "TLS support": acknowledged once, before TLS, with no payload.
+    fn on_starttls(&self, payload: &[u8]) -> Step<D::Export> {
+        let refuse = |code, message| Step::Refuse(Refusal { code, message });
+        match self.channel {
+            Channel::Plain(_) => refuse(ReplyCode::ERR_POLICY, "this server runs without TLS"),
+            Channel::Tls(_) => refuse(ReplyCode::ERR_INVALID, "TLS has begun already"),
+            Channel::MayUpgrade(_) | Channel::MustUpgrade if !payload.is_empty() => {
+                refuse(ReplyCode::ERR_INVALID, "beginning TLS takes no data")
+            }
+            Channel::MayUpgrade(_) | Channel::MustUpgrade => Step::StartTls,
+        }
+    }
+
+    /// "If the server receives any other option, it MUST reply with `NBD_REP_ERR_TLS_REQD`", and
+    /// to `EXPORT_NAME` it cannot reply.
+    fn on_plaintext(code: OptionCode) -> Result<Step<D::Export>, Violation> {
+        if code == OptionCode::EXPORT_NAME {
+            return Err(Violation::ExportName("an export without TLS, which is required"));
+        }
+        let message = "this server requires TLS";
+        Ok(Step::Refuse(Refusal { code: ReplyCode::ERR_TLS_REQD, message }))
+    }
+
+    /// An unknown name and a hidden one must look the same, so the answer depends on nothing else.
+    fn unknown_export(&self, name: &str) -> Refusal {
+        let (code, message) = match self.channel {
+            Channel::MayUpgrade(_) => {
+                (ReplyCode::ERR_TLS_REQD, "there is no export of that name without TLS")
+            }
+            _ if name.is_empty() => {
+                (ReplyCode::ERR_UNKNOWN, "there is no default export: ask for one by name")
+            }
+            Channel::Plain(_) | Channel::MustUpgrade | Channel::Tls(_) => {
+                (ReplyCode::ERR_UNKNOWN, "there is no export of that name")
+            }
+        };
+        Refusal { code, message }
     }
 
     fn perform(
@@ -261,7 +355,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         match step {
             Step::Refuse(refusal) => refuse(option, refusal, outbox),
             Step::List => {
-                for listing in self.directory.list() {
+                for listing in self.channel.directory().map_or_else(Vec::new, D::list) {
                     let name = cut(&listing.name, NAME_BYTES_MAX);
                     let description = cut(&listing.description, DESCRIPTION_BYTES_MAX);
                     let length = length_u32(name.as_bytes()).to_be_bytes();
@@ -282,10 +376,14 @@ impl<D: ExportDirectory> Negotiation<D> {
             Step::EnterOldStyle(export) => {
                 outbox.push_copy(&export.info().size_bytes.to_be_bytes());
                 outbox.push_copy(&TRANSMISSION_FLAGS.to_be_bytes());
-                if !self.no_zeros {
+                if !self.flags.no_zeros {
                     outbox.push_copy(&[0; RESERVED_ZEROS_BYTES]);
                 }
                 return Progress::Enter(export);
+            }
+            Step::StartTls => {
+                reply(option, ReplyCode::ACK, &[], outbox);
+                return Progress::StartTls(Upgrade(self.flags));
             }
             Step::Abort => {
                 reply(option, ReplyCode::ACK, &[], outbox);
@@ -294,16 +392,6 @@ impl<D: ExportDirectory> Negotiation<D> {
         }
         Progress::Answered
     }
-}
-
-/// An unknown name and a forbidden one must look the same, so the answer depends on nothing else.
-fn unknown_export(name: &str) -> Refusal {
-    let message = if name.is_empty() {
-        "there is no default export: ask for one by name"
-    } else {
-        "there is no export of that name"
-    };
-    Refusal { code: ReplyCode::ERR_UNKNOWN, message }
 }
 
 fn refuse(option: OptionCode, refusal: Refusal, outbox: &mut Outbox) {
@@ -392,8 +480,12 @@ mod tests {
     }
 
     fn greeted(flags: u32) -> (Negotiation<OneDisk>, Outbox) {
+        greeted_in(Channel::Plain(OneDisk), flags)
+    }
+
+    fn greeted_in(channel: Channel<OneDisk>, flags: u32) -> (Negotiation<OneDisk>, Outbox) {
         let mut outbox = Outbox::default();
-        let mut session = Negotiation::new(OneDisk, &mut outbox);
+        let mut session = Negotiation::new(channel, &mut outbox);
         let _ = taken(&mut outbox);
         let mut input = BytesMut::from(&flags.to_be_bytes()[..]);
         assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
@@ -420,7 +512,7 @@ mod tests {
     #[test]
     fn the_greeting_offers_fixed_newstyle_and_no_zeros() {
         let mut outbox = Outbox::default();
-        let _session = Negotiation::new(OneDisk, &mut outbox);
+        let _session = Negotiation::new(Channel::Plain(OneDisk), &mut outbox);
         assert_eq!(taken(&mut outbox), b"NBDMAGICIHAVEOPT\0\x03");
     }
 
@@ -428,7 +520,7 @@ mod tests {
     fn unknown_client_flags_end_the_session() {
         for bit in 2..32 {
             let mut outbox = Outbox::default();
-            let mut session = Negotiation::new(OneDisk, &mut outbox);
+            let mut session = Negotiation::new(Channel::Plain(OneDisk), &mut outbox);
             let flags = 3_u32 | 1 << bit;
             let mut input = BytesMut::from(&flags.to_be_bytes()[..]);
             let ended = session.advance(&mut input, &mut outbox);
@@ -530,6 +622,85 @@ mod tests {
             (u32::MAX, 32 << 20),
         ] {
             assert_eq!(preferred_block_bytes(wished), preferred);
+        }
+    }
+
+    fn code_of(
+        session: &mut Negotiation<OneDisk>,
+        outbox: &mut Outbox,
+        code: OptionCode,
+        payload: &[u8],
+    ) -> (Progress<Export>, ReplyCode) {
+        let mut input = BytesMut::from(&option(code.0, payload)[..]);
+        let progress = session.advance(&mut input, outbox).unwrap();
+        let reply = taken(outbox);
+        (progress, ReplyCode(u32::from_be_bytes(reply[12..16].try_into().unwrap())))
+    }
+
+    const QUERY: &[u8] = b"\0\0\0\x04disk\0\0";
+
+    /// "`NBD_REP_ERR_TLS_REQD` in reply to any option" but two, before TLS; never after.
+    #[test]
+    fn where_tls_is_required_nothing_is_answered_before_it() {
+        let (mut session, mut outbox) = greeted_in(Channel::MustUpgrade, 3);
+        for number in (0..100).filter(|number| ![1, 2, 5].contains(number)) {
+            for payload in [&b""[..], QUERY, b"x"] {
+                let code = OptionCode(number);
+                let (progress, reply) = code_of(&mut session, &mut outbox, code, payload);
+                assert_eq!((progress, reply), (Progress::Answered, ReplyCode::ERR_TLS_REQD));
+            }
+        }
+        let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+        assert!(session.advance(&mut input, &mut outbox).is_err());
+        assert_eq!(taken(&mut outbox), b"");
+    }
+
+    #[test]
+    fn starttls_is_acknowledged_once_before_tls_and_without_payload() {
+        let start = OptionCode::STARTTLS;
+        for channel in [Channel::MustUpgrade, Channel::MayUpgrade(OneDisk)] {
+            let (mut session, mut outbox) = greeted_in(channel, 3);
+            let (progress, reply) = code_of(&mut session, &mut outbox, start, b"x");
+            assert_eq!((progress, reply), (Progress::Answered, ReplyCode::ERR_INVALID));
+            let (progress, reply) = code_of(&mut session, &mut outbox, start, b"");
+            let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
+            assert_eq!(reply, ReplyCode::ACK);
+            let mut session = upgrade.negotiate(OneDisk);
+            let (progress, reply) = code_of(&mut session, &mut outbox, start, b"");
+            assert_eq!((progress, reply), (Progress::Answered, ReplyCode::ERR_INVALID));
+            let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::GO, QUERY);
+            assert!(matches!(progress, Progress::Enter(_)));
+        }
+        let (mut session, mut outbox) = greeted(3);
+        let (_, reply) = code_of(&mut session, &mut outbox, start, b"");
+        assert_eq!(reply, ReplyCode::ERR_POLICY);
+    }
+
+    /// A made-up name must look like one that is hidden.
+    #[test]
+    fn a_name_that_is_not_seen_without_tls_is_answered_with_tls_required() {
+        let (mut session, mut outbox) = greeted_in(Channel::MayUpgrade(OneDisk), 3);
+        let query = b"\0\0\0\x04nope\0\0";
+        for code in [OptionCode::INFO, OptionCode::GO] {
+            let (_, reply) = code_of(&mut session, &mut outbox, code, query);
+            assert_eq!(reply, ReplyCode::ERR_TLS_REQD);
+        }
+        let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::GO, QUERY);
+        assert!(matches!(progress, Progress::Enter(_)));
+    }
+
+    /// The client says once whether it wants the zeros, before TLS.
+    #[test]
+    fn what_the_client_said_of_itself_holds_after_tls() {
+        for (flags, length) in [(1, 134), (3, 10)] {
+            let (mut session, mut outbox) = greeted_in(Channel::MustUpgrade, flags);
+            let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::STARTTLS, b"");
+            let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
+            let mut session = upgrade.negotiate(OneDisk);
+            let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+            let progress = session.advance(&mut input, &mut outbox).unwrap();
+            assert!(matches!(progress, Progress::Enter(_)));
+            assert_eq!(taken(&mut outbox).len(), length);
         }
     }
 

@@ -38,17 +38,14 @@ impl OptionHeader {
     }
 }
 
-/// An option that makes sense.
+/// An option about exports that makes sense. Those about the session itself, `ABORT` and
+/// `STARTTLS`, have nothing to decode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientOption<'a> {
     /// Open an export, or end the session if that is not possible.
     ExportName(&'a str),
-    /// End the session.
-    Abort,
     /// List the exports.
     List,
-    /// Upgrade to TLS.
-    StartTls,
     /// Describe an export.
     Info(ExportQuery<'a>),
     /// Open an export.
@@ -87,7 +84,7 @@ const fn malformed(message: &'static str) -> Refusal {
     Refusal { code: ReplyCode::ERR_INVALID, message }
 }
 
-/// Decodes the payload of an option, all of which is there.
+/// Decodes the payload of an option that is about exports, all of which is there.
 ///
 /// # Errors
 ///
@@ -95,10 +92,8 @@ const fn malformed(message: &'static str) -> Refusal {
 pub fn decode(code: OptionCode, payload: &[u8]) -> Result<ClientOption<'_>, Refusal> {
     Ok(match code {
         OptionCode::EXPORT_NAME => ClientOption::ExportName(name(payload)?),
-        OptionCode::ABORT => ClientOption::Abort,
         OptionCode::LIST if payload.is_empty() => ClientOption::List,
         OptionCode::LIST => return Err(malformed("listing exports takes no data")),
-        OptionCode::STARTTLS => ClientOption::StartTls,
         OptionCode::INFO => ClientOption::Info(export_query(payload)?),
         OptionCode::GO => ClientOption::Go(export_query(payload)?),
         _ => ClientOption::Unknown,
@@ -204,7 +199,6 @@ mod tests {
     fn only_a_list_takes_no_payload() {
         assert_eq!(decode(OptionCode::LIST, b""), Ok(ClientOption::List));
         assert!(decode(OptionCode::LIST, b"x").is_err());
-        assert_eq!(decode(OptionCode::ABORT, b"x"), Ok(ClientOption::Abort));
         assert_eq!(decode(OptionCode(99), b"x"), Ok(ClientOption::Unknown));
     }
 }

@@ -16,7 +16,7 @@ use crate::export::Export;
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::Ending;
 use crate::nbd::wire::Errno;
-use crate::nbd::{BadMagic, Negotiation, Outbox, Piece, Progress, Read, Transmission};
+use crate::nbd::{BadMagic, Channel, Negotiation, Outbox, Piece, Progress, Read, Transmission};
 use crate::server::Shared;
 
 /// Room for what a client sends, in bytes: 146 requests.
@@ -138,7 +138,8 @@ async fn negotiate(
     shared: &Shared,
 ) -> Result<Option<(Arc<Export>, Outbox)>, SessionError> {
     let mut outbox = Outbox::default();
-    let mut negotiation = Negotiation::new(Arc::clone(&shared.catalogue), &mut outbox);
+    let mut negotiation =
+        Negotiation::new(Channel::Plain(Arc::clone(&shared.catalogue)), &mut outbox);
     loop {
         let progress = negotiation.advance(input, &mut outbox);
         if let Ok(Progress::Enter(export)) = progress {
@@ -149,7 +150,8 @@ async fn negotiate(
         writer.flush().await?;
         match progress? {
             Progress::Answered | Progress::Enter(_) => {}
-            Progress::Aborted => return Ok(None),
+            // Without TLS it is never begun.
+            Progress::Aborted | Progress::StartTls(_) => return Ok(None),
             Progress::NeedsInput => {
                 input.reserve(INPUT_BYTES);
                 if reader.read_buf(input).await? == 0 {
