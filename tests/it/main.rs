@@ -9,5 +9,6 @@
 )]
 
 mod formats;
+mod interop;
 mod support;
 mod upstream;
