@@ -13,6 +13,7 @@ mod corpus;
 mod damage;
 mod formats;
 mod inspect;
+mod interop;
 mod layers;
 mod limits;
 mod negotiation;
