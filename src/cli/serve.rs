@@ -220,8 +220,8 @@ async fn serve(
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
-    log_start(&endpoints, &catalogue);
     announce(&endpoints)?;
+    log_start(&endpoints, &catalogue);
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {

@@ -1,9 +1,13 @@
 //! What one client may cost the others.
 
+use std::net::TcpStream;
 use std::num::NonZeroUsize;
+use std::process::Command;
 
 use hexz_nbd::server::Limits;
 
+use crate::support::fixtures;
+use crate::support::process::{Client, HEXZ_NBD, Process};
 use crate::support::server::Server;
 
 #[tokio::test]
@@ -36,4 +40,18 @@ async fn slots_are_given_back_however_sessions_end() {
         }
     }
     server.serves().await;
+}
+
+/// A server that cannot accept, for want of descriptors, goes on when there are some again.
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\"", HEXZ_NBD]);
+    let server = Process::start_from(limited, [fixtures::path("v082-onebyte.hxz")]);
+    let clients: Vec<TcpStream> =
+        (0..60).map(|_| TcpStream::connect(("127.0.0.1", server.port())).unwrap()).collect();
+    server.wait_for("cannot accept a client", 1);
+    drop(clients);
+    let size = Client::new("nbdinfo").args(["--size", &server.uri("")]).run().succeeded();
+    assert_eq!(size.text().trim(), "1");
 }

@@ -11,6 +11,7 @@
 
 mod corpus;
 mod damage;
+mod demo;
 mod formats;
 mod inspect;
 mod interop;

@@ -1,6 +1,7 @@
 //! The real binary as a server, and real clients, each in a process of its own.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -66,13 +67,22 @@ impl Process {
     /// Starts the server with these arguments beside those that say where to listen and how to
     /// log, and waits until clients can connect.
     pub(crate) fn start(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        Self::start_from(Command::new(HEXZ_NBD), arguments)
+    }
+
+    /// As [`Process::start`], with a command that starts the server when it is given arguments.
+    pub(crate) fn start_from(
+        mut command: Command,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut child = Command::new(HEXZ_NBD)
+        let stdout = File::create(directory.path().join("stdout")).unwrap();
+        let mut child = command
             .args(["--log-format", "json", "--listen", "127.0.0.1:0", "--unix"])
             .arg(socket_in(&directory))
             .args(arguments)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -111,6 +121,11 @@ impl Process {
     /// The URI of an export over the Unix socket.
     pub(crate) fn unix_uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket().display())
+    }
+
+    /// What the server has printed on its standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("stdout")).unwrap()
     }
 
     /// What the server has logged so far.
