@@ -362,7 +362,13 @@ fn missing(program: &str) -> String {
 }
 
 #[test]
-fn a_missing_client_fails_the_test_with_the_name_of_its_package() {
+#[should_panic(expected = "there is no client-of-another-world")]
+fn a_missing_client_fails_the_test() {
+    Client::new("client-of-another-world").run();
+}
+
+#[test]
+fn the_message_about_a_missing_client_names_its_package_and_the_script() {
     let message = missing("nbdsh");
     assert!(message.contains("python3-libnbd") && message.contains("scripts/setup"), "{message}");
 }
