@@ -34,6 +34,7 @@ pub mod export;
 pub mod nbd;
 pub mod server;
 pub mod snapshot;
+pub mod tls;
 
 pub use crate::server::serve_nbd;
 pub use crate::snapshot::{File, FileBackend, Lz4Compressor};

@@ -16,7 +16,7 @@ use crate::cli::logging;
 use crate::cli::size::ByteSize;
 use crate::cli::uri::uri;
 use crate::export::{Catalogue, Export, ExportSettings};
-use crate::server::{Endpoint, Limits, Server, ServerError};
+use crate::server::{Access, Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::{Cache, File, FileBackend, OpenOptions};
 
 /// The port that is registered for NBD.
@@ -213,10 +213,9 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = match Server::bind(endpoints, Arc::clone(&catalogue), limits).await {
-        Err(error @ ServerError::NotLoopback { .. }) => {
-            return Err(Failure::Usage(format!("--listen: {error}")));
-        }
+    let policy = Policy { catalogue: Arc::clone(&catalogue), tls: None, access: Access::default() };
+    let server = match Server::bind(endpoints, policy, limits, Insecure::default()).await {
+        Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
