@@ -214,7 +214,7 @@ fn serve(files: Vec<(&'static str, Arc<File>)>) -> SocketAddr {
         let name = name.to_owned();
         let settings =
             ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
-        catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+        catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
     }
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     thread::spawn(move || {

@@ -1,16 +1,21 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
+mod config_file;
 mod demo;
+mod duration;
 mod escape;
 mod export_argument;
+mod exports;
 pub mod failure;
 mod inspect;
 mod logging;
 mod pack;
 mod progress;
 mod serve;
+mod settings;
 mod size;
+mod tls_settings;
 mod uri;
 mod verify;
 

@@ -48,7 +48,7 @@ impl Catalogue {
     /// # Errors
     ///
     /// [`CatalogueError`] if its name is taken or impossible.
-    pub fn add(&mut self, export: Export) -> Result<(), CatalogueError> {
+    pub fn add(&mut self, export: Arc<Export>) -> Result<(), CatalogueError> {
         let name = export.info().name.clone();
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
             return Err(CatalogueError::BadName(name));
@@ -56,7 +56,7 @@ impl Catalogue {
         if self.exports.contains_key(&name) {
             return Err(CatalogueError::Duplicate(name));
         }
-        self.exports.insert(name, Arc::new(export));
+        self.exports.insert(name, export);
         Ok(())
     }
 
@@ -143,12 +143,12 @@ mod tests {
         catalogue
     }
 
-    fn export(name: &str) -> Export {
+    fn export(name: &str) -> Arc<Export> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/v082-onebyte.hxz");
         let name = name.to_owned();
         let settings =
             ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
-        Export::new(File::open(path).unwrap(), settings).unwrap()
+        Arc::new(Export::new(File::open(path).unwrap(), settings).unwrap())
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A server in this process, on a port of its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
 use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, ServerError};
@@ -39,7 +40,7 @@ impl Server {
             let settings =
                 ExportSettings { name, description, stream: Stream::Main, as_raw: false };
             let file = File::open(fixtures::path(file)).unwrap();
-            catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+            catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
         }
         catalogue.set_default("disk").unwrap();
         let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
