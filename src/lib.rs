@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
-//!           └────→ nbd ←──────┘ (export only)
+//!           ├────→ nbd ←──────┘ (export only)
+//!           └────→ tls
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.

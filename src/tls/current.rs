@@ -70,7 +70,7 @@ mod tests {
         assert_eq!((old.generation, old.value), (0, "old"));
 
         assert_eq!(current.replace("new"), 1);
-        assert_eq!((old.generation, **old), (0, *"old"));
+        assert_eq!((old.generation, **old), (0, "old"));
         assert_eq!((current.get().generation, current.get().value), (1, "new"));
         assert!(changes.has_changed().unwrap());
         assert_eq!(changes.borrow_and_update().value, "new");

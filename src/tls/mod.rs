@@ -28,6 +28,8 @@ pub mod sources;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use self::config::{ClientAuth, ConfigError, MinVersion, TlsConfig};
 pub use self::current::{Current, InForce};
