@@ -5,12 +5,14 @@
 //!
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
-//!           └────→ nbd ←──────┘ (export only)
+//!           ├────→ nbd ←──────┘ (export only)
+//!           └────→ tls
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.
 //! * [`nbd`] is the protocol: bytes and decisions, no I/O.
 //! * [`export`] is a snapshot under a name.
+//! * [`tls`] is who is on the other end, and what they may open.
 //! * [`server`] has the sockets, and is the only place that waits.
 //! * [`cli`] is what the operator types.
 //!

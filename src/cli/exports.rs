@@ -162,7 +162,8 @@ fn snapshots_in(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 fn rules(allow: &AllowSettings) -> Result<Rules, Failure> {
     let AllowSettings { cn, ou, dns, uri, fingerprint } = allow;
-    let kinds: [(&str, &[String], fn(&str) -> Result<Rule, RuleError>); 5] = [
+    type Parse = fn(&str) -> Result<Rule, RuleError>;
+    let kinds: [(&str, &[String], Parse); 5] = [
         ("cn", cn, Rule::common_name),
         ("ou", ou, Rule::organizational_unit),
         ("dns", dns, Rule::dns),

@@ -5,7 +5,7 @@ use std::fmt;
 
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{ParsedExtension, X509Extension};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
 
@@ -25,19 +25,21 @@ pub(super) fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
 
 /// Subject key identifier, RFC 5280 section 4.2.1.2.
 pub(super) fn subject_key_id<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        _ => None,
+    certificate.extensions().iter().find_map(|extension| {
+        let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() else {
+            return None;
+        };
+        Some(id.0)
     })
 }
 
 /// Authority key identifier, RFC 5280 sections 4.2.1.1 and 5.2.1.
-pub(super) fn authority_key_id<'a>(
-    extensions: &'a [x509_parser::extensions::X509Extension<'_>],
-) -> Option<&'a [u8]> {
-    extensions.iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
-        _ => None,
+pub(super) fn authority_key_id<'a>(extensions: &'a [X509Extension<'_>]) -> Option<&'a [u8]> {
+    extensions.iter().find_map(|extension| {
+        let ParsedExtension::AuthorityKeyIdentifier(id) = extension.parsed_extension() else {
+            return None;
+        };
+        id.key_identifier.as_ref().map(|id| id.0)
     })
 }
 
@@ -54,15 +56,20 @@ pub(super) fn date(time: ASN1Time) -> OffsetDateTime {
 
 /// A distinguished name on one line, fit for a log.
 pub(super) fn name(name: &X509Name<'_>) -> String {
-    let mut text = String::new();
-    for character in name.to_string().chars() {
+    escaped(&name.to_string())
+}
+
+/// Text that a peer or a file had a hand in, on one line: what could move a cursor is escaped.
+pub(super) fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
         if character.is_control() {
-            text.extend(character.escape_default());
+            line.extend(character.escape_default());
         } else {
-            text.push(character);
+            line.push(character);
         }
     }
-    text
+    line
 }
 
 /// A point in time as certificates have it: to the second, in UTC.

@@ -11,8 +11,8 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-use super::handshake::HandshakeFailure;
-use super::material::Material;
+use crate::tls::handshake::HandshakeFailure;
+use crate::tls::material::Material;
 
 static TLS13_ONLY: &[&SupportedProtocolVersion] = &[&TLS13];
 
@@ -202,4 +202,72 @@ fn client_verifier(
         ClientAuth::Anonymous => builder.allow_unauthenticated(),
     };
     Ok(Some(builder.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use rustls::SupportedCipherSuite;
+
+    use crate::tls::testing::{Ca, material, tls_config};
+
+    /// Encrypt-then-MAC and CBC would be others. rustls has never had them, and this notices if a
+    /// release or a feature brings one.
+    #[test]
+    fn every_cipher_suite_is_one_with_aead() {
+        let ca = Ca::new("test CA");
+        let config = tls_config(&format!("{}{}", ca.server().pem(), ca.cert), &[]).server();
+        let suites: &[SupportedCipherSuite] = &config.crypto_provider().cipher_suites;
+        assert!(suites.len() >= 5);
+        for suite in suites {
+            let name = format!("{:?}", suite.suite());
+            assert!(name.contains("GCM") || name.contains("CHACHA20_POLY1305"), "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_between_connections_and_nothing_is_accepted_early() {
+        let ca = Ca::new("test CA");
+        let config = tls_config(&format!("{}{}", ca.server().pem(), ca.cert), &[]).server();
+        assert!(!config.session_storage.can_cache());
+        assert!(!config.ticketer.enabled());
+        assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+        assert!(!config.send_half_rtt_data);
+        assert!(config.alpn_protocols.is_empty());
+    }
+
+    #[test]
+    fn material_that_nobody_checked_is_an_error_and_no_panic() {
+        let ca = Ca::new("test CA");
+        let material = || material(&format!("{}{}", ca.server().pem(), ca.cert), &[]);
+        let build = |material: &Material| TlsConfig::new(material, MinVersion::Tls12);
+        assert!(build(&material()).is_ok());
+
+        let mut none = material();
+        none.client_cas.clear();
+        assert!(matches!(build(&none), Err(ConfigError::NoClientCa)));
+        let mut garbage = material();
+        garbage.client_cas = vec![vec![1, 2, 3].into()];
+        assert!(matches!(build(&garbage), Err(ConfigError::ClientCa(_))));
+        let mut garbage = material();
+        garbage.crls = vec![vec![1, 2, 3].into()];
+        assert!(matches!(build(&garbage), Err(ConfigError::Verifier(_))));
+        let mut other = material();
+        other.chain = vec![ca.client("other").der];
+        assert!(matches!(build(&other), Err(ConfigError::Server(_))));
+        let mut empty = material();
+        empty.chain.clear();
+        assert!(matches!(build(&empty), Err(ConfigError::Server(_))));
+    }
+
+    #[test]
+    fn the_oldest_version_is_written_as_it_is_read() {
+        for version in [MinVersion::Tls12, MinVersion::Tls13] {
+            assert_eq!(version.to_string().parse::<MinVersion>().unwrap(), version);
+        }
+        for text in ["", "1", "1.1", "1.4", "TLSv1.2"] {
+            assert!(text.parse::<MinVersion>().is_err(), "{text}");
+        }
+    }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
-use super::certificate::Utc;
-use super::pem::{FileError, FileErrorKind};
+use crate::tls::certificate::Utc;
+use crate::tls::pem::{FileError, FileErrorKind};
 
 /// Files that do not make a server that can check its clients.
 #[derive(Debug, thiserror::Error)]

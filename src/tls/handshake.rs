@@ -10,7 +10,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 use time::OffsetDateTime;
 
-use super::certificate::Utc;
+use crate::tls::certificate::{Utc, escaped};
 
 /// Why there is nobody to let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -211,15 +211,14 @@ impl From<&Error> for HandshakeFailure {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "io::ErrorKind grows with the system")]
 fn is_hang_up(kind: io::ErrorKind) -> bool {
-    match kind {
+    matches!(
+        kind,
         io::ErrorKind::UnexpectedEof
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::BrokenPipe => true,
-        _ => false,
-    }
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the errors of rustls grow with its releases")]
@@ -309,15 +308,67 @@ fn classify_alert(alert: AlertDescription) -> (Cause, Option<String>) {
     }
 }
 
-/// What the peer had a hand in stays on one line.
-fn escaped(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::collections::HashSet;
+
+    use rustls::pki_types::UnixTime;
+
+    #[test]
+    fn every_cause_has_a_word_and_a_sentence_of_its_own() {
+        let words: HashSet<_> = Cause::ALL.iter().map(|cause| cause.reason()).collect();
+        let sentences: HashSet<_> = Cause::ALL.iter().map(|cause| cause.sentence()).collect();
+        assert_eq!((words.len(), sentences.len()), (Cause::ALL.len(), Cause::ALL.len()));
+        for word in words {
+            assert!(word.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')));
         }
     }
-    line
+
+    #[test]
+    fn what_no_handshake_of_the_tests_brings_about_is_told_apart_too() {
+        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(0));
+        for (error, cause) in [
+            (CertificateError::Expired.into(), Cause::Expired),
+            (CertificateError::NotValidYet.into(), Cause::NotYetValid),
+            (CertificateError::InvalidPurpose.into(), Cause::WrongPurpose),
+            (CertificateError::BadEncoding.into(), Cause::BadCertificate),
+            (
+                CertificateError::ExpiredRevocationListContext { time, next_update: time }.into(),
+                Cause::UnusableCrl,
+            ),
+            (PeerIncompatible::NoCipherSuitesInCommon.into(), Cause::NothingInCommon),
+            (PeerIncompatible::NoKxGroupsInCommon.into(), Cause::NothingInCommon),
+            (Error::AlertReceived(AlertDescription::UnknownCA), Cause::RejectedByClient),
+            (Error::AlertReceived(AlertDescription::BadCertificate), Cause::RejectedByClient),
+            (Error::AlertReceived(AlertDescription::ProtocolVersion), Cause::TlsVersion),
+            (Error::AlertReceived(AlertDescription::InternalError), Cause::Alert),
+            (Error::AlertReceived(AlertDescription::UserCanceled), Cause::HungUp),
+            (Error::DecryptError, Cause::ProtocolError),
+            (Error::FailedToGetRandomBytes, Cause::Other),
+        ] {
+            assert_eq!(HandshakeFailure::from(&error).cause, cause, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_socket_is_a_client_that_left_or_a_fault_of_ours() {
+        for (kind, cause) in [
+            (io::ErrorKind::UnexpectedEof, Cause::HungUp),
+            (io::ErrorKind::ConnectionReset, Cause::HungUp),
+            (io::ErrorKind::BrokenPipe, Cause::HungUp),
+            (io::ErrorKind::OutOfMemory, Cause::Other),
+            (io::ErrorKind::InvalidData, Cause::Other),
+        ] {
+            assert_eq!(HandshakeFailure::from(&io::Error::from(kind)).cause, cause);
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_line_whatever_the_peer_sent() {
+        let error = Error::General("\u{1b}[2J\nfake: line".into());
+        let line = HandshakeFailure::from(&error).to_string();
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::x509::AttributeTypeAndValue;
 
-use super::certificate;
+use crate::tls::certificate;
 
 /// SHA-256 of a certificate in DER, as `openssl x509 -fingerprint -sha256` shows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -174,5 +174,187 @@ impl fmt::Display for PeerIdentity {
             }
         }
         write!(f, "{line}SHA256:{}", self.fingerprint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+    use rcgen::{
+        CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, SanType, string,
+    };
+
+    use crate::tls::testing::{Ca, Files};
+
+    fn certificate(params: &CertificateParams) -> CertificateDer<'static> {
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    fn identity(params: &CertificateParams) -> Result<PeerIdentity, IdentityError> {
+        PeerIdentity::from_chain(&[certificate(params)])
+    }
+
+    fn named(names: &[(DnType, &str)]) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        for (kind, name) in names {
+            params.distinguished_name.push(kind.clone(), *name);
+        }
+        params
+    }
+
+    #[test]
+    fn every_name_of_a_certificate_is_found() {
+        let mut params =
+            named(&[(DnType::CommonName, "build-7"), (DnType::OrganizationalUnitName, "größe")]);
+        let ia5 = |text: &str| string::Ia5String::try_from(text).unwrap();
+        params.subject_alt_names = vec![
+            SanType::DnsName(ia5("Build-7.corp")),
+            SanType::URI(ia5("spiffe://corp/ns/build")),
+            SanType::IpAddress([127, 0, 0, 1].into()),
+            SanType::DnsName(ia5("*.corp")),
+        ];
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(&[0x0a, 0xff]));
+        params.not_after = rcgen::date_time_ymd(2101, 2, 3);
+        let der = certificate(&params);
+        let found = PeerIdentity::from_chain(std::slice::from_ref(&der)).unwrap();
+        assert_eq!(found.common_name.as_deref(), Some("build-7"));
+        assert_eq!(found.organizational_units, ["größe"]);
+        assert_eq!(found.dns_names, ["Build-7.corp", "*.corp"]);
+        assert_eq!(found.uris, ["spiffe://corp/ns/build"]);
+        assert_eq!(found.serial, "aff");
+        assert_eq!(found.not_after, params.not_after);
+        assert_eq!(found.fingerprint, Fingerprint::of(&der));
+        assert_eq!(
+            found.to_string(),
+            format!(
+                "CN=\"build-7\" OU=\"größe\" DNS=\"Build-7.corp\" DNS=\"*.corp\" \
+                 URI=\"spiffe://corp/ns/build\" SHA256:{}",
+                found.fingerprint
+            )
+        );
+    }
+
+    #[test]
+    fn a_certificate_without_names_has_an_identity_that_no_name_matches() {
+        let found = identity(&named(&[])).unwrap();
+        assert_eq!(found.common_name, None);
+        assert_eq!(identity(&named(&[(DnType::CommonName, "")])).unwrap().common_name, None);
+        assert_eq!(found.to_string(), format!("SHA256:{}", found.fingerprint));
+    }
+
+    /// RUSTSEC-2025-0055 is of this class.
+    #[test]
+    fn names_that_would_move_a_cursor_are_escaped_wherever_they_are_printed() {
+        let name = "\u{1b}[2Jroot\n\u{9b}\"";
+        let ca = Ca::new(name);
+        let mut params =
+            named(&[(DnType::CommonName, name), (DnType::OrganizationalUnitName, name)]);
+        params.subject_alt_names = vec![SanType::URI("spiffe://x/\u{1b}[2J".try_into().unwrap())];
+        let found = PeerIdentity::from_chain(&[ca.issue(params).der]).unwrap();
+        for shown in [found.to_string(), found.issuer.clone(), format!("{found:?}")] {
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+        }
+        // What rules compare is what the certificate says.
+        assert_eq!(found.common_name.as_deref(), Some(name));
+    }
+
+    #[test]
+    fn alternative_names_that_cannot_be_read_are_nobodys() {
+        const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
+        let mut params = named(&[(DnType::CommonName, "x")]);
+        // A host name that is not ASCII, nor UTF-8.
+        for content in [vec![0x30, 0x04, 0x82, 0x02, 0xff, 0xfe], vec![0x30, 0x7f]] {
+            params.custom_extensions =
+                vec![CustomExtension::from_oid_content(SUBJECT_ALTERNATIVE_NAME, content)];
+            assert_eq!(identity(&params), Err(IdentityError::MalformedNames));
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_identity() {
+        assert_eq!(PeerIdentity::from_chain(&[]), Err(IdentityError::NoCertificate));
+        let mut longer = certificate(&named(&[])).to_vec();
+        longer.push(0);
+        for bytes in [vec![], vec![0x30], longer] {
+            let chain = [CertificateDer::from(bytes)];
+            assert_eq!(PeerIdentity::from_chain(&chain), Err(IdentityError::Malformed));
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_is_the_one_that_openssl_prints() {
+        let files = Files::new();
+        let ca = Ca::new("test CA");
+        files.write("ca.pem", &ca.cert);
+        files.openssl("x509 -in ca.pem -noout -fingerprint -sha256 -out print.txt");
+        let printed = files.text("print.txt");
+        let (_, digits) = printed.trim().split_once('=').unwrap();
+        assert_eq!(digits.parse(), Ok(Fingerprint::of(&ca.der)));
+    }
+
+    #[test]
+    fn a_fingerprint_is_taken_as_tools_print_it_and_in_no_other_form() {
+        let plain = "0123456789abcdef".repeat(4);
+        let colons: Vec<_> = plain.as_bytes().chunks(2).map(String::from_utf8_lossy).collect();
+        let colons = colons.join(":");
+        let expected: Fingerprint = plain.parse().unwrap();
+        assert_eq!(expected.to_string(), plain);
+        for text in [
+            plain.to_uppercase(),
+            colons.clone(),
+            colons.to_uppercase(),
+            format!("SHA256:{plain}"),
+            format!("sha256:{colons}"),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in [
+            "".to_owned(),
+            "sha256:".to_owned(),
+            plain[1..].to_owned(),
+            format!("{plain}0"),
+            format!("{plain}:"),
+            format!(":{plain}"),
+            format!(" {plain}"),
+            colons.replacen(':', "", 1),
+            format!("{}:{}", &plain[..32], &plain[32..]),
+            format!("SHA1:{plain}"),
+            format!("sha256:sha256:{plain}"),
+            format!("+{}", &plain[1..]),
+            "ä".repeat(64),
+        ] {
+            assert_eq!(text.parse::<Fingerprint>(), Err(FingerprintError), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_and_no_bytes_are_too_strange_to_be_refused(
+            text in "\\PC{0,100}",
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let _ = text.parse::<Fingerprint>();
+            let _ = PeerIdentity::from_chain(&[CertificateDer::from(bytes)]);
+        }
+
+        #[test]
+        fn a_damaged_certificate_is_an_error_or_an_identity_and_nothing_worse(
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+        ) {
+            let mut bytes = certificate(&named(&[(DnType::CommonName, "x")])).to_vec();
+            let index = at.index(bytes.len());
+            bytes[index] = value;
+            let _ = PeerIdentity::from_chain(&[CertificateDer::from(bytes)]);
+        }
+
+        #[test]
+        fn a_fingerprint_survives_being_printed(bytes in any::<[u8; 32]>()) {
+            let fingerprint = Fingerprint(bytes);
+            prop_assert_eq!(fingerprint.to_string().parse(), Ok(fingerprint));
+        }
     }
 }

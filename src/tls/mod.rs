@@ -1,13 +1,13 @@
 //! Who is on the other end, and what they may open. No sockets, nothing that waits.
 //!
 //! ```text
-//! PEM files ─→ Material ─→ TlsConfig ─→ Current ─→ a handshake ─→ PeerIdentity ─→ Rules
-//!                                                       └───────→ HandshakeFailure
+//! PEM files ─→ Material ─→ TlsConfig ─→ a handshake ─→ PeerIdentity ─→ Rules
+//!                                            └───────→ HandshakeFailure
 //! ```
 //!
 //! * [`Sources`] says which files, [`Material`] is what they hold, checked as far as it can be
 //!   without a client.
-//! * [`TlsConfig`] is the configuration of rustls that follows, and [`Current`] the one in force.
+//! * [`TlsConfig`] is the configuration of rustls that follows.
 //! * [`PeerIdentity`] is what a verified certificate says about its holder, and [`Rules`] decide
 //!   what that opens.
 //! * [`HandshakeFailure`] is one line for the log when there is nobody to let in: nbd-client tells
@@ -15,7 +15,6 @@
 
 mod certificate;
 pub mod config;
-pub mod current;
 pub mod fault;
 pub mod handshake;
 pub mod identity;
@@ -28,9 +27,10 @@ pub mod sources;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use self::config::{ClientAuth, ConfigError, MinVersion, TlsConfig};
-pub use self::current::{Current, InForce};
 pub use self::fault::{MaterialError, MaterialErrorKind, Warning};
 pub use self::handshake::{Cause, HandshakeFailure};
 pub use self::identity::{Fingerprint, FingerprintError, IdentityError, PeerIdentity};

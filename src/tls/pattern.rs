@@ -123,3 +123,135 @@ fn split(uri: &str) -> Option<(&str, Option<&str>)> {
 fn is_plain(segment: &str) -> bool {
     !matches!(segment, "" | "." | "..") && !segment.contains(['?', '#'])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_wildcard_opens_whole_segments_and_only_where_it_stands() {
+        for (pattern, uri, expected) in [
+            ("spiffe://corp/ns/build", "spiffe://corp/ns/build", true),
+            ("spiffe://corp/ns/build", "spiffe://corp/ns/build/", false),
+            ("spiffe://corp/ns/build", "spiffe://corp/ns/Build", false),
+            ("spiffe://corp/ns/build", "spiffe://corp/ns/builds", false),
+            ("spiffe://corp/ns/build", "spiffe://corp.evil/ns/build", false),
+            ("spiffe://corp", "spiffe://corp", true),
+            ("spiffe://corp", "spiffe://corp/", false),
+            ("spiffe://corp/*", "spiffe://corp/a", true),
+            ("spiffe://corp/*", "spiffe://corp/a/b", false),
+            ("spiffe://corp/*", "spiffe://corp/", false),
+            ("spiffe://corp/*", "spiffe://corp", false),
+            ("spiffe://corp/*", "spiffe://corp.evil/a", false),
+            ("spiffe://corp/*", "spiffe://corp/..", false),
+            ("spiffe://corp/*", "spiffe://corp/.", false),
+            ("spiffe://corp/*", "spiffe://corp/a?b", false),
+            ("spiffe://corp/*", "spiffe://corp/a#b", false),
+            ("spiffe://corp/ns/*/sa/build", "spiffe://corp/ns/ci/sa/build", true),
+            ("spiffe://corp/ns/*/sa/build", "spiffe://corp/ns/ci/x/sa/build", false),
+            ("spiffe://corp/ns/*/sa/build", "spiffe://corp/ns/ci/sa/other", false),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns/a", true),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns/a/b/c", true),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns", false),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns/", false),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns/a//b", false),
+            ("spiffe://corp/ns/**", "spiffe://corp/ns/a/../b", false),
+            ("urn:uuid:1", "urn:uuid:1", true),
+            ("urn:uuid:1", "urn:uuid:11", false),
+            ("spiffe://corp/*", "", false),
+            ("spiffe://corp/*", "corp/a", false),
+        ] {
+            let parsed: UriPattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(uri), expected, "{pattern} and {uri}");
+            assert_eq!(parsed.to_string(), pattern);
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_looks_as_if_it_did_more_is_refused() {
+        for (pattern, error) in [
+            ("", UriPatternError::NoScheme),
+            ("*", UriPatternError::NoScheme),
+            ("**", UriPatternError::NoScheme),
+            ("corp/ns", UriPatternError::NoScheme),
+            ("://corp", UriPatternError::NoScheme),
+            ("/a:b", UriPatternError::NoScheme),
+            ("spiffe://*", UriPatternError::WildcardBeforePath),
+            ("spiffe://*/ns", UriPatternError::WildcardBeforePath),
+            ("spiffe://*.corp/ns", UriPatternError::WildcardBeforePath),
+            ("*://corp/ns", UriPatternError::WildcardBeforePath),
+            ("urn:*", UriPatternError::WildcardBeforePath),
+            ("spiffe://corp/build-*", UriPatternError::PartialSegment),
+            ("spiffe://corp/***", UriPatternError::PartialSegment),
+            ("spiffe://corp/**/x", UriPatternError::NotLast),
+            ("spiffe://corp/**/", UriPatternError::NotLast),
+        ] {
+            assert_eq!(pattern.parse::<UriPattern>(), Err(error), "{pattern}");
+        }
+    }
+
+    fn segments() -> impl Strategy<Value = Vec<String>> {
+        proptest::collection::vec("[a-z0-9_-]{1,6}", 1..6)
+    }
+
+    fn uri(path: &[String]) -> String {
+        format!("spiffe://corp/{}", path.join("/"))
+    }
+
+    proptest! {
+        #[test]
+        fn without_wildcards_a_pattern_is_one_uri(one in segments(), other in segments()) {
+            let pattern: UriPattern = uri(&one).parse().unwrap();
+            prop_assert!(pattern.matches(&uri(&one)));
+            prop_assert_eq!(pattern.matches(&uri(&other)), one == other);
+        }
+
+        #[test]
+        fn an_open_segment_takes_any_one_and_nothing_around_it(
+            path in segments(),
+            at in any::<prop::sample::Index>(),
+            other in "[a-z0-9_-]{1,6}",
+        ) {
+            let index = at.index(path.len());
+            let mut open = path.clone();
+            open[index] = "*".to_owned();
+            let pattern: UriPattern = uri(&open).parse().unwrap();
+            let mut replaced = path.clone();
+            replaced[index] = other.clone();
+            prop_assert!(pattern.matches(&uri(&path)));
+            prop_assert!(pattern.matches(&uri(&replaced)));
+            let mut longer = path.clone();
+            longer.insert(index, other);
+            prop_assert!(!pattern.matches(&uri(&longer)));
+            let mut shorter = path;
+            shorter.remove(index);
+            prop_assert!(!pattern.matches(&uri(&shorter)));
+        }
+
+        #[test]
+        fn an_open_end_takes_what_begins_like_it_and_goes_on(
+            path in segments(),
+            rest in segments(),
+            other in segments(),
+        ) {
+            let pattern: UriPattern = format!("{}/**", uri(&path)).parse().unwrap();
+            prop_assert!(!pattern.matches(&uri(&path)));
+            prop_assert!(pattern.matches(&uri(&[path.clone(), rest].concat())));
+            let is_below = other.len() > path.len() && other.starts_with(&path);
+            prop_assert_eq!(pattern.matches(&uri(&other)), is_below);
+        }
+
+        #[test]
+        fn no_text_is_too_strange_to_be_compared(pattern in "\\PC{0,40}", text in "\\PC{0,40}") {
+            let near = format!("spiffe://corp/{pattern}");
+            for pattern in [pattern, near].iter().filter_map(|text| text.parse::<UriPattern>().ok()) {
+                let _ = pattern.matches(&text);
+                // What has no wildcard matches itself.
+                let itself = pattern.to_string();
+                prop_assert!(itself.contains('*') || pattern.matches(&itself));
+            }
+        }
+    }
+}

@@ -152,8 +152,8 @@ impl Pem {
                 Item::Pkcs8Key(key) => keys.push(key.into()),
                 Item::Sec1Key(key) => keys.push(key.into()),
                 Item::Crl(crl) => crls.push(crl),
-                // Public keys and requests are of no use here, and do no harm.
-                _ => {}
+                // Of no use here, and no harm.
+                Item::SubjectPublicKeyInfo(_) | Item::Csr(_) | _ => {}
             }
         }
         Ok(Self { keys, certificates, crls, access })
@@ -207,4 +207,135 @@ fn damaged(error: &rustls_pemfile::Error) -> FileErrorKind {
         }
         rustls_pemfile::Error::Base64Decode(_) => "a section is not valid Base64".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    use crate::tls::testing::{Ca, Files};
+
+    const PRIVATE: Access = Access { mode: 0o600, user: 0, group: 0 };
+
+    fn refusal(file: &Path) -> FileErrorKind {
+        Pem::read(file, 1024).unwrap_err().kind
+    }
+
+    #[test]
+    fn what_is_no_pem_is_called_what_it_is() {
+        let (files, ca) = (Files::new(), Ca::new("test CA"));
+        let file = |text: &[u8]| files.write("file", text);
+        assert!(matches!(refusal(&file(b"")), FileErrorKind::Empty));
+        assert!(matches!(refusal(&file(b" \n\n")), FileErrorKind::Empty));
+        assert!(matches!(refusal(&file(&ca.der)), FileErrorKind::Binary));
+        assert!(matches!(refusal(&file(b"hello")), FileErrorKind::NotPem));
+        assert!(matches!(refusal(&file(&[b'x'; 1025])), FileErrorKind::TooLarge { .. }));
+        assert!(matches!(refusal(&file(&[b'x'; 1024])), FileErrorKind::NotPem));
+        assert!(matches!(refusal(files.path("").as_path()), FileErrorKind::NotAFile));
+        assert!(refusal(&files.path("absent")).is_absent());
+        let unfinished = ca.cert.lines().take(3).collect::<Vec<_>>().join("\n");
+        assert!(matches!(refusal(&file(unfinished.as_bytes())), FileErrorKind::Damaged(_)));
+        let odd = ca.cert.replacen("MII", "M?I", 1);
+        assert!(matches!(refusal(&file(odd.as_bytes())), FileErrorKind::Damaged(_)));
+    }
+
+    /// Opening it would wait for somebody who writes.
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let files = Files::new();
+        let made = std::process::Command::new("mkfifo").arg(files.path("pipe")).status();
+        assert!(made.unwrap().success());
+        assert!(matches!(refusal(&files.path("pipe")), FileErrorKind::NotAFile));
+    }
+
+    #[test]
+    fn an_encrypted_key_is_refused_with_the_command_that_decrypts_it() {
+        let files = Files::new();
+        files.openssl("genrsa -out plain.key 2048");
+        files.openssl("pkcs8 -topk8 -in plain.key -passout pass:secret -out new.key");
+        files.openssl(
+            "rsa -in plain.key -traditional -aes128 -passout pass:secret -out traditional.key",
+        );
+        for name in ["new.key", "traditional.key"] {
+            let error = Pem::read(&files.path(name), CERTIFICATES_BYTES_MAX).unwrap_err();
+            assert!(matches!(error.kind, FileErrorKind::EncryptedKey), "{name}: {error}");
+            assert!(error.to_string().contains("openssl pkey"), "{error}");
+        }
+    }
+
+    /// Windows' line ends, text around the sections, and sections that nobody asked for.
+    #[test]
+    fn what_stands_around_the_sections_does_no_harm() {
+        let ca = Ca::new("test CA");
+        let text = format!("Bag Attributes\n{}\n# the key\n{}", ca.cert, ca.key);
+        for text in [text.clone(), text.replace('\n', "\r\n")] {
+            let text =
+                format!("{text}-----BEGIN DH PARAMETERS-----\nAAAA\n-----END DH PARAMETERS-----\n");
+            let pem = Pem::decode(text.as_bytes(), PRIVATE).unwrap();
+            assert_eq!((pem.keys.len(), pem.certificates), (1, vec![ca.der.clone()]));
+        }
+    }
+
+    #[test]
+    fn certificates_are_read_for_show_from_files_with_anything_else_in_them() {
+        let (files, ca) = (Files::new(), Ca::new("test CA"));
+        let leaf = ca.server();
+        let bundle = files.write("srv.pem", format!("{}{}", leaf.pem(), ca.cert));
+        assert_eq!(read_certificates(&bundle).unwrap(), [leaf.der, ca.der]);
+        let key = files.write("key.pem", &leaf.key);
+        let error = read_certificates(&key).unwrap_err();
+        assert!(matches!(error.kind, FileErrorKind::NoCertificate));
+        assert!(error.to_string().starts_with(&format!("{}: ", key.display())));
+    }
+
+    #[test]
+    fn an_error_never_shows_what_may_be_a_key() {
+        let ca = Ca::new("test CA");
+        let broken = ca.key.replace("-----END PRIVATE KEY-----", "");
+        let odd = ca.key.replacen("MIG", "M!G", 1);
+        for text in [broken, odd] {
+            let error = Pem::decode(text.as_bytes(), PRIVATE).unwrap_err();
+            for line in ca.key.lines().filter(|line| !line.starts_with('-')) {
+                assert!(!format!("{error} {error:?}").contains(line));
+            }
+        }
+        let pem = Pem::decode(ca.key.as_bytes(), PRIVATE).unwrap();
+        assert!(format!("{pem:?}").contains("elided"));
+    }
+
+    #[test]
+    fn what_others_than_the_owner_may_do_is_exposure_and_systemd_is_known_by_its_mark() {
+        for (mode, user, group, exposed, credential) in [
+            (0o600, 1000, 1000, false, false),
+            (0o400, 0, 0, false, false),
+            (0o640, 0, 0, true, true),
+            (0o440, 0, 0, true, true),
+            (0o440, 0, 7, true, false),
+            (0o440, 7, 0, true, false),
+            (0o444, 0, 0, true, false),
+            (0o460, 0, 0, true, false),
+            (0o620, 1000, 1000, true, false),
+            (0o601, 1000, 1000, true, false),
+        ] {
+            let access = Access { mode, user, group };
+            assert_eq!(
+                (access.is_exposed(), access.is_credential()),
+                (exposed, credential),
+                "{access:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange_to_be_read(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            text in "(-----(BEGIN|END) (PRIVATE KEY|CERTIFICATE|X509 CRL)-----\n|[A-Za-z=]{0,8}\n?){0,8}",
+        ) {
+            let _ = Pem::decode(&bytes, PRIVATE);
+            let _ = Pem::decode(text.as_bytes(), PRIVATE);
+        }
+    }
 }

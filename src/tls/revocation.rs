@@ -14,9 +14,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::certificate;
-use super::fault::{MaterialError, MaterialErrorKind, Warning};
-use super::material::Found;
+use crate::tls::certificate;
+use crate::tls::fault::{MaterialError, MaterialErrorKind, Warning};
+use crate::tls::material::Found;
 
 /// OID of the extension "issuing distribution point", RFC 5280 section 5.2.5.
 const ISSUING_DISTRIBUTION_POINT: &str = "2.5.29.28";
@@ -99,4 +99,107 @@ fn check_one(
         issuer,
         is_foreign: first.is_none(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+    use rcgen::{CrlDistributionPoint, CrlIssuingDistributionPoint, KeyIdMethod};
+    use time::Duration;
+
+    use crate::tls::material::Material;
+    use crate::tls::testing::{Ca, Files, now, sources};
+
+    /// A server whose client CAs and lists are these.
+    fn load(cas: &[&Ca], crls: &[&str]) -> Result<Material, MaterialError> {
+        let (files, ca) = (Files::new(), Ca::new("of the server"));
+        let mut sources = sources(&files.write("srv.pem", ca.server().pem()));
+        let texts: String = cas.iter().map(|ca| ca.cert.as_str()).collect();
+        sources.client_cas = vec![files.write("ca.pem", texts)];
+        sources.crls = vec![files.write("crl.pem", crls.concat())];
+        Material::load(&sources)
+    }
+
+    #[test]
+    fn a_list_that_covers_only_some_certificates_is_refused() {
+        let ca = Ca::new("test CA");
+        let part = ca.crl_with(&[], |params| {
+            params.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint { uris: vec!["http://a/1.crl".into()] },
+                scope: None,
+            });
+        });
+        let error = load(&[&ca], &[&part]).unwrap_err();
+        assert!(matches!(error.kind, MaterialErrorKind::PartialCrl { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_list_that_another_key_signed_is_refused_before_it_locks_everybody_out() {
+        let (ca, namesake) = (Ca::new("test CA"), Ca::new("test CA"));
+        let error = load(&[&ca], &[&namesake.crl(&[])]).unwrap_err();
+        assert!(matches!(error.kind, MaterialErrorKind::CrlOfOtherKey { .. }), "{error}");
+        // With no list, two CAs of one name are no problem; with one, it is of either.
+        assert!(load(&[&ca, &namesake], &[&Ca::new("other CA").crl(&[])]).is_ok());
+        let error = load(&[&ca, &namesake], &[&ca.crl(&[])]).unwrap_err();
+        assert!(matches!(error.kind, MaterialErrorKind::AmbiguousCrl { .. }), "{error}");
+        // The same CA twice is one.
+        assert!(load(&[&ca, &ca], &[&ca.crl(&[])]).is_ok());
+    }
+
+    #[test]
+    fn a_list_that_names_no_key_is_believed_to_be_of_the_ca_of_its_name() {
+        let ca = Ca::new("test CA");
+        let unnamed = ca.crl_with(&[], |params| {
+            params.key_identifier_method = KeyIdMethod::PreSpecified(vec![]);
+        });
+        // An identifier that is empty differs from that of the CA.
+        let error = load(&[&ca], &[&unnamed]).unwrap_err();
+        assert!(matches!(error.kind, MaterialErrorKind::CrlOfOtherKey { .. }), "{error}");
+        assert!(certificate::may_be_key(None, Some(&[1])));
+        assert!(certificate::may_be_key(Some(&[1]), None));
+    }
+
+    #[test]
+    fn lists_that_are_late_or_of_nobody_known_are_worth_a_warning() {
+        let (ca, other) = (Ca::new("test CA"), Ca::new("other CA"));
+        let stale = ca.crl_with(&[], |params| {
+            params.this_update = now() - Duration::DAY * 3;
+            params.next_update = now() - Duration::DAY;
+        });
+        let material = load(&[&ca], &[&stale, &other.crl(&[])]).unwrap();
+        assert_eq!(material.crls.len(), 2);
+        let [stale, foreign] = &material.warnings[..] else { panic!("{:?}", material.warnings) };
+        assert!(matches!(stale, Warning::StaleCrl { issuer, .. } if issuer == "CN=test CA"));
+        assert!(matches!(foreign, Warning::ForeignCrl { issuer, .. } if issuer == "CN=other CA"));
+    }
+
+    /// RUSTSEC-2026-0104 was a panic on such a list.
+    #[test]
+    fn a_list_that_is_damaged_anywhere_is_an_error_or_is_not_believed_and_nothing_worse() {
+        let (ca, files) = (Ca::new("test CA"), Files::new());
+        files.write("crl.pem", ca.crl(&[&ca.client("revoked")]));
+        files.openssl("crl -in crl.pem -outform der -out crl.der");
+        let der = std::fs::read(files.path("crl.der")).unwrap();
+        let parsed = certificate::parse(&ca.der).unwrap();
+        assert!(check_one(&der, 1, std::slice::from_ref(&parsed)).is_ok());
+        for index in 0..der.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut damaged = der.clone();
+                damaged[index] ^= flip;
+                let _ = check_one(&damaged, 1, std::slice::from_ref(&parsed));
+            }
+            let _ = check_one(&der[..index], 1, &[]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange_to_be_refused(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            prop_assert!(check_one(&bytes, 1, &[]).is_err());
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::identity::{Fingerprint, PeerIdentity};
-use super::pattern::{UriPattern, UriPatternError};
+use crate::tls::identity::{Fingerprint, FingerprintError, PeerIdentity};
+use crate::tls::pattern::{UriPattern, UriPatternError};
 
 /// One way to be allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum RuleError {
     Uri(#[from] UriPatternError),
     /// Not a fingerprint.
     #[error(transparent)]
-    Fingerprint(#[from] super::identity::FingerprintError),
+    Fingerprint(#[from] FingerprintError),
 }
 
 impl Rule {
@@ -193,5 +193,167 @@ impl Rules {
 impl FromIterator<Rule> for Rules {
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
         Self(rules.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+    use time::OffsetDateTime;
+
+    fn peer() -> PeerIdentity {
+        PeerIdentity {
+            common_name: Some("build-7".into()),
+            organizational_units: vec!["ops".into(), "Build".into()],
+            dns_names: vec!["build-7.corp".into(), "*.build.corp".into()],
+            uris: vec!["spiffe://corp/ns/build".into()],
+            fingerprint: Fingerprint([7; 32]),
+            serial: "7".into(),
+            issuer: "CN=test CA".into(),
+            not_after: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn each_rule_looks_at_its_own_name_and_compares_all_of_it() {
+        let fingerprint = |byte: u8| Rule::fingerprint(&format!("{byte:02x}").repeat(32));
+        for (rule, expected) in [
+            (Rule::common_name("build-7"), true),
+            (Rule::common_name("Build-7"), false),
+            (Rule::common_name("build-7 "), false),
+            (Rule::common_name("build"), false),
+            (Rule::common_name("ops"), false),
+            (Rule::organizational_unit("ops"), true),
+            (Rule::organizational_unit("Build"), true),
+            (Rule::organizational_unit("build"), false),
+            (Rule::organizational_unit("build-7"), false),
+            (Rule::dns("build-7.corp"), true),
+            (Rule::dns("BUILD-7.CORP"), true),
+            (Rule::dns("build-7"), false),
+            (Rule::dns("corp"), false),
+            (Rule::dns("*.build.corp"), true),
+            // Neither side's wildcard takes anything but itself.
+            (Rule::dns("*.corp"), false),
+            (Rule::dns("a.build.corp"), false),
+            (Rule::uri("spiffe://corp/ns/build"), true),
+            (Rule::uri("spiffe://corp/ns/*"), true),
+            (Rule::uri("spiffe://corp/*"), false),
+            (Rule::uri("spiffe://corp/**"), true),
+            (fingerprint(7), true),
+            (fingerprint(8), false),
+            (Ok(Rule::All), true),
+        ] {
+            let rule = rule.unwrap();
+            let rules = Rules::new(vec![rule.clone()]);
+            let decision = if expected { Decision::Allowed(&rule) } else { Decision::Denied };
+            assert_eq!(rules.decide(Some(&peer())), decision, "{rule}");
+        }
+    }
+
+    #[test]
+    fn without_rules_everybody_who_got_here_may_enter_and_with_one_nobody_else() {
+        let none = Rules::default();
+        assert_eq!(none.decide(None), Decision::NoRules);
+        assert!(none.allow(None) && none.allow(Some(&peer())));
+        for rule in [Rule::All, Rule::common_name("build-7").unwrap()] {
+            let rules: Rules = [rule].into_iter().collect();
+            assert!(!rules.allow(None));
+            assert!(rules.allow(Some(&peer())));
+        }
+    }
+
+    #[test]
+    fn a_rule_that_could_not_mean_what_it_says_is_refused() {
+        for (rule, error) in [
+            (Rule::common_name(""), RuleError::Empty),
+            (Rule::organizational_unit(""), RuleError::Empty),
+            (Rule::dns(""), RuleError::Empty),
+            (Rule::dns("*."), RuleError::Empty),
+            (Rule::common_name("build-*"), RuleError::Wildcard),
+            (Rule::organizational_unit("*"), RuleError::Wildcard),
+            (Rule::dns("*"), RuleError::Wildcard),
+            (Rule::dns("a.*.corp"), RuleError::Wildcard),
+            (Rule::uri("*"), RuleError::Uri(UriPatternError::NoScheme)),
+        ] {
+            assert_eq!(rule, Err(error));
+        }
+        assert!(matches!(Rule::fingerprint("7"), Err(RuleError::Fingerprint(_))));
+    }
+
+    #[test]
+    fn what_a_rule_prints_cannot_move_a_cursor() {
+        for rule in [
+            Rule::common_name("\u{1b}[2J"),
+            Rule::organizational_unit("\n"),
+            Rule::dns("\r"),
+            Rule::uri("spiffe://corp/\u{1b}"),
+        ] {
+            let shown = rule.unwrap().to_string();
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+        }
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        "[abAB]{1,2}"
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        prop_oneof![
+            name().prop_map(|name| Rule::common_name(&name).unwrap()),
+            name().prop_map(|name| Rule::organizational_unit(&name).unwrap()),
+            name().prop_map(|name| Rule::dns(&name).unwrap()),
+            name().prop_map(|name| Rule::uri(&format!("spiffe://corp/{name}")).unwrap()),
+            (0..4_u8).prop_map(|byte| Rule::Fingerprint(Fingerprint([byte; 32]))),
+            Just(Rule::All),
+        ]
+    }
+
+    fn any_peer() -> impl Strategy<Value = PeerIdentity> {
+        let names = || proptest::collection::vec(name(), 0..3);
+        (proptest::option::of(name()), names(), names(), names(), 0..4_u8).prop_map(
+            |(common_name, organizational_units, dns_names, uris, byte)| PeerIdentity {
+                common_name,
+                organizational_units,
+                dns_names,
+                uris: uris.iter().map(|name| format!("spiffe://corp/{name}")).collect(),
+                fingerprint: Fingerprint([byte; 32]),
+                ..peer()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn rules_are_a_union_and_their_order_changes_nothing(
+            mut rules in proptest::collection::vec(any_rule(), 1..6),
+            peer in any_peer(),
+        ) {
+            let each = |rule: &Rule| Rules::new(vec![rule.clone()]).allow(Some(&peer));
+            let expected = rules.iter().any(each);
+            prop_assert_eq!(Rules::new(rules.clone()).allow(Some(&peer)), expected);
+            rules.reverse();
+            prop_assert_eq!(Rules::new(rules).allow(Some(&peer)), expected);
+        }
+
+        #[test]
+        fn who_has_no_certificate_passes_no_rule(
+            rules in proptest::collection::vec(any_rule(), 1..6),
+        ) {
+            let rules = Rules::new(rules);
+            prop_assert_eq!(rules.decide(None), Decision::Denied);
+        }
+
+        #[test]
+        fn the_rule_that_is_named_is_one_that_is_given_and_that_matches(
+            rules in proptest::collection::vec(any_rule(), 1..6),
+            peer in any_peer(),
+        ) {
+            let rules = Rules::new(rules);
+            if let Decision::Allowed(rule) = rules.decide(Some(&peer)) {
+                prop_assert!(rules.as_slice().contains(rule) && rule.matches(&peer));
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::ClientAuth;
+use crate::tls::config::ClientAuth;
 
 /// Names in the directory layout that QEMU, libvirt and nbdkit share.
 pub(super) const CA_FILE: &str = "ca-cert.pem";
@@ -30,10 +30,10 @@ pub enum ServerFiles {
 pub struct Sources {
     /// The server's own.
     pub server: ServerFiles,
-    /// CAs that sign client certificates. If none is named, they are looked for: see
-    /// [`Material::load`](super::Material::load).
+    /// CAs that sign client certificates. If none is named, they are looked for, as
+    /// [`Material::load`](crate::tls::Material::load) says.
     pub client_cas: Vec<PathBuf>,
-    /// Revocation lists of those CAs. If none is named, one is looked for: see [`Material::load`](super::Material::load).
+    /// Revocation lists of those CAs. If none is named, one is looked for likewise.
     pub crls: Vec<PathBuf>,
     /// `$CREDENTIALS_DIRECTORY`, where systemd leaves what `LoadCredential=` names.
     pub credentials_directory: Option<PathBuf>,
@@ -44,8 +44,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Every file that [`Material::load`](super::Material::load) reads or would read if it existed. One that appears may
-    /// change the result as much as one that changes.
+    /// Every file that is read, or would be if it existed. One that appears may change the result
+    /// as much as one that changes.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = vec![self.cert()];
