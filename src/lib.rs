@@ -12,6 +12,7 @@
 //! * [`nbd`] is the protocol: bytes and decisions, no I/O.
 //! * [`export`] is a snapshot under a name.
 //! * [`server`] has the sockets, and is the only place that waits.
+//! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
 //!
 //! A snapshot is read like this:
@@ -34,6 +35,7 @@ pub mod export;
 pub mod nbd;
 pub mod server;
 pub mod snapshot;
+pub mod tls;
 
 pub use crate::server::serve_nbd;
 pub use crate::snapshot::{File, FileBackend, Lz4Compressor};
