@@ -1,7 +1,9 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
+mod certs;
 mod demo;
+mod duration;
 mod escape;
 mod export_argument;
 pub mod failure;
@@ -37,6 +39,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
     Demo(demo::Arguments),
+    Certs(certs::Arguments),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -61,5 +64,6 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
         Some(Command::Verify(arguments)) => verify::run(arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
+        Some(Command::Certs(arguments)) => certs::run(arguments),
     }
 }
