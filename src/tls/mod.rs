@@ -2,4 +2,4 @@
 
 pub mod issue;
 mod name;
-pub mod revocation;
+pub mod revocation_list;

@@ -13,7 +13,7 @@ use crate::cli::Failure;
 use crate::cli::certs::client_name::ClientName;
 use crate::cli::certs::files::Files;
 use crate::tls::issue::{Authority, Host, Issued};
-use crate::tls::revocation::RevocationList;
+use crate::tls::revocation_list::RevocationList;
 
 pub(super) const CA_CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";

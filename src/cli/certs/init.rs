@@ -12,7 +12,7 @@ use crate::cli::certs::directory::{self, CA_CERTIFICATE, CA_CRL, CA_KEY, SERVER_
 use crate::cli::certs::files::{Files, FilesError};
 use crate::cli::certs::report;
 use crate::tls::issue::{Authority, Host, Validity};
-use crate::tls::revocation::RevocationList;
+use crate::tls::revocation_list::RevocationList;
 
 /// How long a CA is valid, in days. One that serves longer has to be replaced on every client.
 const CA_DAYS: u32 = 3650;
