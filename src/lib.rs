@@ -14,6 +14,7 @@
 //! * [`export`] is a snapshot under a name.
 //! * [`tls`] is who is on the other end, and what they may open.
 //! * [`server`] has the sockets, and is the only place that waits.
+//! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
 //!
 //! A snapshot is read like this:

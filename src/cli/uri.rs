@@ -17,7 +17,8 @@ pub(crate) fn uri(endpoint: &Endpoint, export: &str, tls: bool) -> String {
     }
 }
 
-fn escape(bytes: &[u8]) -> String {
+/// Escapes a name or path so that it can stand in a URI.
+pub(crate) fn escape(bytes: &[u8]) -> String {
     let mut escaped = String::with_capacity(bytes.len());
     for byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(byte) {

@@ -12,16 +12,20 @@
 //!   what that opens.
 //! * [`HandshakeFailure`] is one line for the log when there is nobody to let in: nbd-client tells
 //!   its user nothing.
+//! * [`issue`] and [`revocation_list`] make what the others read.
 
 mod certificate;
 pub mod config;
 pub mod fault;
 pub mod handshake;
 pub mod identity;
+pub mod issue;
 pub mod material;
+mod name;
 pub mod pattern;
 pub mod pem;
 mod revocation;
+pub mod revocation_list;
 pub mod rules;
 pub mod sources;
 
