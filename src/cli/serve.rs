@@ -90,7 +90,7 @@ fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure>
     if let Some(name) = &settings.default_export {
         catalogue
             .set_default(name)
-            .map_err(|error| Failure::Usage(format!("default export: {error}")))?;
+            .map_err(|error| Failure::Usage(format!("--default-export: {error}")))?;
     }
     if access.has_rules() && tls.tls.is_none() {
         return Err(Failure::Usage(

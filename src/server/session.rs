@@ -197,8 +197,8 @@ impl Session<'_> {
         let (_, connection) = stream.get_ref();
         let chain = connection.peer_certificates();
         let client = chain.map(Certified::new).transpose()?.map(Arc::new);
-        let version = connection.protocol_version();
-        let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
+        let version = connection.protocol_version().and_then(|version| version.as_str());
+        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
         let shown = Shown::Tls(client.clone());
 
         let negotiation = upgrade.negotiate(self.policy.view(shown.clone()));
@@ -209,13 +209,11 @@ impl Session<'_> {
         match chosen? {
             Chosen::Export(export, outbox) => {
                 let export_name = &export.info().name;
-                tracing::info!(
-                    %peer, export = ?export_name, identity, ?version, ?suite, "opened"
-                );
+                tracing::info!(%peer, export = ?export_name, identity, version, suite, "opened");
                 self.read(stream, input, outbox, &export, shown).await
             }
             Chosen::Nothing | Chosen::StartTls(_) => {
-                tracing::info!(%peer, identity, ?version, ?suite, "nothing opened");
+                tracing::info!(%peer, identity, version, suite, "nothing opened");
                 Ok(ABORTED)
             }
         }

@@ -80,9 +80,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     writeln!(out, "\nserve snapshots to whoever holds a client certificate of this CA:")?;
     writeln!(
         out,
-        "  hexz-nbd --tls-cert {} --tls-crl {} --listen 0.0.0.0:10809 SNAPSHOT.hxz",
-        path(SERVER_BUNDLE),
-        path(CA_CRL)
+        "  hexz-nbd --tls-cert {} --listen 0.0.0.0:10809 SNAPSHOT.hxz",
+        path(SERVER_BUNDLE)
     )?;
     writeln!(out, "\nmake such a certificate:")?;
     writeln!(out, "  hexz-nbd certs client NAME --dir {}", quoted(&directory.to_string_lossy()))?;

@@ -19,8 +19,8 @@ use crate::tls::issue::Authority;
 
 /// Put a certificate on the revocation list of the CA.
 ///
-/// A server that was started with this list (`--tls-crl DIR/ca-crl.pem`) notices the change, and
-/// lets nobody in who shows the certificate.
+/// A running server whose certificate lies beside the list, or that was given it with `--tls-crl`,
+/// notices the change: it lets nobody in who shows the certificate, and cuts off who has.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Client that `certs client` made a certificate for, or a file that has the certificate
@@ -133,7 +133,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Escaped(&shown),
         list.len()
     )?;
-    writeln!(out, "a server that was started with it (--tls-crl) notices the change")?;
+    writeln!(out, "a running server notices the change, if the list lies beside its certificate")?;
     Ok(())
 }
 
