@@ -19,7 +19,7 @@ use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
 use hexz_nbd::nbd::{Outbox, Piece, Transmission};
-use hexz_nbd::server::{Endpoint, Limits, Server};
+use hexz_nbd::server::{Endpoint, Insecure, Limits, Policy, Server};
 use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
 use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
 use hexz_nbd::snapshot::{Stream, ZstdCompressor};
@@ -214,15 +214,16 @@ fn serve(files: Vec<(&'static str, Arc<File>)>) -> SocketAddr {
         let name = name.to_owned();
         let settings =
             ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
-        catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+        catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
     }
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async move {
             let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
-            let (catalogue, limits) = (Arc::new(catalogue), Limits::default());
-            let server = Server::bind(&[endpoint], catalogue, limits).await.unwrap();
+            let (limits, insecure) = (Limits::default(), Insecure::default());
+            let policy = Policy::plaintext(catalogue);
+            let server = Server::bind(&[endpoint], policy, limits, insecure).await.unwrap();
             let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!() };
             sender.send(*address).unwrap();
             server.run(CancellationToken::new()).await

@@ -5,13 +5,16 @@
 //!
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
-//!           └────→ nbd ←──────┘ (export only)
+//!           ├────→ nbd ←──────┘ (export only)
+//!           └────→ tls
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.
 //! * [`nbd`] is the protocol: bytes and decisions, no I/O.
 //! * [`export`] is a snapshot under a name.
+//! * [`tls`] is who is on the other end, and what they may open.
 //! * [`server`] has the sockets, and is the only place that waits.
+//! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
 //!
 //! A snapshot is read like this:
@@ -34,6 +37,7 @@ pub mod export;
 pub mod nbd;
 pub mod server;
 pub mod snapshot;
+pub mod tls;
 
 pub use crate::server::serve_nbd;
 pub use crate::snapshot::{File, FileBackend, Lz4Compressor};

@@ -7,10 +7,12 @@ use bytes::Bytes;
 
 use crate::cli::Failure;
 use crate::cli::logging;
-use crate::cli::serve::{self, ListenArguments};
+use crate::cli::serve::{self, ServerSettings};
+use crate::cli::settings::ListenSettings;
 use crate::cli::uri::uri;
 use crate::export::{Catalogue, Export, ExportSettings};
-use crate::server::Endpoint;
+use crate::server::reload::Built;
+use crate::server::{Endpoint, Policy};
 use crate::snapshot::{File, MemoryBackend, OpenOptions, Stream};
 
 /// Made by `scripts/demo-image`.
@@ -22,7 +24,7 @@ const NAME: &str = "demo";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    listen: ListenArguments,
+    listen: ListenSettings,
 
     #[command(flatten)]
     logging: logging::Arguments,
@@ -30,6 +32,14 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(&arguments.logging);
+    let endpoints = serve::endpoints(&arguments.listen)?;
+    serve::run_server(&endpoints, ServerSettings::default(), build, |endpoints| {
+        let mut out = io::stdout().lock();
+        endpoints.iter().try_for_each(|endpoint| writeln!(out, "{}", instructions(endpoint)))
+    })
+}
+
+fn build() -> Result<Built, Failure> {
     let backend = MemoryBackend::new(Bytes::from_static(SNAPSHOT), NAME);
     let file = File::open_with(Arc::new(backend), OpenOptions::default())?;
     let settings = ExportSettings {
@@ -39,16 +49,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         as_raw: false,
     };
     let mut catalogue = Catalogue::default();
-    catalogue.add(Export::new(file, settings)?)?;
-    serve::run_server(&arguments.listen.endpoints()?, catalogue, |endpoints| {
-        let mut out = io::stdout().lock();
-        endpoints.iter().try_for_each(|endpoint| writeln!(out, "{}", instructions(endpoint)))
-    })
+    catalogue.add(Arc::new(Export::new(file, settings)?))?;
+    Ok(Built { policy: Policy::plaintext(catalogue), files: Vec::new() })
 }
 
 /// What to type in another terminal.
 fn instructions(endpoint: &Endpoint) -> String {
-    let uri = uri(endpoint, NAME);
+    let uri = uri(endpoint, NAME, false);
     let attach = match endpoint {
         Endpoint::Tcp(address) => {
             format!("{} {} /dev/nbd0 -name {NAME} -readonly", address.ip(), address.port())

@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::cli::settings::AllowSettings;
 use crate::snapshot::Stream;
 
 /// One snapshot, or a directory of them, as it stands on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ExportArgument {
     pub(crate) name: Option<String>,
     pub(crate) path: PathBuf,
@@ -14,6 +15,10 @@ pub(crate) struct ExportArgument {
     pub(crate) size_from_index: bool,
     pub(crate) stream: Stream,
     pub(crate) as_raw: bool,
+    /// Clients without TLS may read it, where others need TLS.
+    pub(crate) plaintext: bool,
+    /// Who may read it. On the command line there are only rules for all exports.
+    pub(crate) allow: AllowSettings,
 }
 
 impl ExportArgument {
@@ -25,6 +30,8 @@ impl ExportArgument {
             size_from_index: false,
             stream: Stream::Main,
             as_raw: false,
+            plaintext: false,
+            allow: AllowSettings::default(),
         }
     }
 
@@ -67,10 +74,11 @@ impl ExportArgument {
             Some(("stream", "main")) => self.stream = Stream::Main,
             Some(("stream", "aux")) => self.stream = Stream::Auxiliary,
             None if field == "as-raw" => self.as_raw = true,
+            None if field == "plaintext" => self.plaintext = true,
             _ => {
                 return Err(format!(
                     "unknown option `{field}`; there are desc=TEXT, size=index, stream=main, \
-                     stream=aux and as-raw (a comma inside a value is written twice)"
+                     stream=aux, as-raw and plaintext (a comma inside a value is written twice)"
                 ));
             }
         }
@@ -105,7 +113,7 @@ mod tests {
         assert_eq!(parse("a/disk.hxz"), Ok(ExportArgument::of_path("a/disk.hxz")));
         assert_eq!(parse("./a=b.hxz"), Ok(ExportArgument::of_path("./a=b.hxz")));
         assert_eq!(
-            parse("root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,as-raw"),
+            parse("root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,as-raw,plaintext"),
             Ok(ExportArgument {
                 name: Some("root".into()),
                 path: "a/disk.hxz".into(),
@@ -113,6 +121,8 @@ mod tests {
                 size_from_index: true,
                 stream: Stream::Auxiliary,
                 as_raw: true,
+                plaintext: true,
+                allow: AllowSettings::default(),
             })
         );
     }

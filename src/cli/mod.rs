@@ -1,16 +1,22 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
+mod certs;
+mod config_file;
 mod demo;
+mod duration;
 mod escape;
 mod export_argument;
+mod exports;
 pub mod failure;
 mod inspect;
 mod logging;
 mod pack;
 mod progress;
 mod serve;
+mod settings;
 mod size;
+mod tls_settings;
 mod uri;
 mod verify;
 
@@ -37,6 +43,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
     Demo(demo::Arguments),
+    Certs(certs::Arguments),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -61,5 +68,6 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
         Some(Command::Verify(arguments)) => verify::run(arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
+        Some(Command::Certs(arguments)) => certs::run(arguments),
     }
 }

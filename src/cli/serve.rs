@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
@@ -11,13 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
+use crate::cli::config_file::ConfigFile;
 use crate::cli::export_argument::ExportArgument;
+use crate::cli::exports::Exports;
 use crate::cli::logging;
-use crate::cli::size::ByteSize;
+use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
+use crate::cli::tls_settings;
 use crate::cli::uri::uri;
-use crate::export::{Catalogue, Export, ExportSettings};
-use crate::server::{Endpoint, Limits, Server, ServerError};
-use crate::snapshot::{Cache, File, FileBackend, OpenOptions};
+use crate::server::reload::Built;
+use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
+use crate::snapshot::Cache;
+use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
 
 /// The port that is registered for NBD.
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
@@ -29,63 +33,93 @@ const SPARE_THREADS: usize = 4;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Snapshots to export: `[NAME=]PATH[,OPTION…]`, or a directory for every .hxz file in it
+    /// [default: the current directory]
     ///
     /// An export is named after its file without the extension unless NAME is given. Options:
     /// `desc=TEXT` describes it, `size=index` takes the size from the index (for a snapshot of a
     /// block device that was recorded with the size 0), `stream=aux` exports the auxiliary stream
-    /// (a memory dump), `as-raw` exports an archive that is not a disk image. A comma inside TEXT
-    /// is written twice.
+    /// (a memory dump), `as-raw` exports an archive that is not a disk image, `plaintext` opens it
+    /// to clients without TLS under --tls=on. A comma inside TEXT is written twice.
     #[arg(
         value_name = "SNAPSHOT",
-        default_value = ".",
         value_parser = OsStringValueParser::new().try_map(ExportArgument::parse),
     )]
     snapshots: Vec<ExportArgument>,
 
-    /// Export that clients get who ask for the empty name [default: the only one]
-    #[arg(long, value_name = "NAME")]
-    default_export: Option<String>,
+    /// File with settings and exports, TOML. Flags win over it; snapshots are added to its exports
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     #[command(flatten)]
-    listen: ListenArguments,
-
-    /// Memory for decoded blocks and index pages, for all clients together
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
-    cache_size: ByteSize,
+    settings: Settings,
 
     #[command(flatten)]
     logging: logging::Arguments,
 }
 
-/// Where to listen.
-#[derive(Debug, Args)]
-pub(crate) struct ListenArguments {
-    /// Address and port to listen on, repeatable [default: 127.0.0.1:10809]
-    ///
-    /// IPv6 addresses stand in brackets: `[::1]:10809`. Port 0 lets the system choose. Only
-    /// loopback addresses are allowed: NBD without TLS belongs nowhere else.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Vec<String>,
-
-    /// Unix socket to listen on, repeatable
-    ///
-    /// Whoever may write to the socket may read every export: choose its directory accordingly.
-    #[arg(long, value_name = "PATH")]
-    unix: Vec<PathBuf>,
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    logging::start(&arguments.logging);
+    let (settings, _) = read_settings(&arguments)?;
+    let endpoints = endpoints(&settings.listen)?;
+    let server = ServerSettings::new(&settings)?;
+    let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
+    let exports = Mutex::new(Exports::new(Arc::new(Cache::new(cache_bytes))));
+    let build = move || {
+        let mut exports = exports.lock().unwrap_or_else(PoisonError::into_inner);
+        build(&arguments, &mut exports)
+    };
+    run_server(&endpoints, server, build, |_| Ok(()))
 }
 
-impl ListenArguments {
-    /// Where to listen: the default port only if nothing else is asked for.
-    pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>, Failure> {
-        let mut endpoints = Vec::new();
-        let default = self.listen.is_empty() && self.unix.is_empty();
-        let default = default.then_some(DEFAULT_LISTEN);
-        for text in self.listen.iter().map(String::as_str).chain(default) {
-            endpoints.extend(resolve(text)?.into_iter().map(Endpoint::Tcp));
-        }
-        endpoints.extend(self.unix.iter().cloned().map(Endpoint::Unix));
-        Ok(endpoints)
+fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>), Failure> {
+    let file = arguments.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+    let mut exports = file.exports;
+    exports.extend(arguments.snapshots.iter().cloned());
+    if exports.is_empty() {
+        exports.push(ExportArgument::of_path("."));
     }
+    Ok((arguments.settings.clone().or(file.settings), exports))
+}
+
+/// What is served and to whom, from the command line and all files as they are now.
+fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure> {
+    let (settings, wanted) = read_settings(arguments)?;
+    let tls = tls_settings::load(&settings)?;
+    let (mut catalogue, access) = exports.open_all(&wanted, &settings.allow)?;
+    if let Some(name) = &settings.default_export {
+        catalogue
+            .set_default(name)
+            .map_err(|error| Failure::Usage(format!("--default-export: {error}")))?;
+    }
+    if access.has_rules() && tls.tls.is_none() {
+        return Err(Failure::Usage(
+            "there are rules about who may read, and no TLS by which clients could show who they \
+             are: give a certificate with --tls-cert"
+                .to_owned(),
+        ));
+    }
+    for export in catalogue.iter().filter(|export| access.forgets(&export.info().name)) {
+        tracing::warn!(
+            export = ?export.info().name,
+            "nobody may read this export: others have rules, and it has none"
+        );
+    }
+    let mut files = tls.files;
+    files.extend(arguments.config.clone());
+    Ok(Built { policy: Policy { catalogue: Arc::new(catalogue), tls: tls.tls, access }, files })
+}
+
+/// Where to listen: the default port only if nothing else is asked for.
+pub(crate) fn endpoints(settings: &ListenSettings) -> Result<Vec<Endpoint>, Failure> {
+    let mut endpoints = Vec::new();
+    let default = settings.listen.is_empty() && settings.unix.is_empty();
+    let default = default.then_some(DEFAULT_LISTEN);
+    for text in settings.listen.iter().map(String::as_str).chain(default) {
+        endpoints.extend(resolve(text)?.into_iter().map(Endpoint::Tcp));
+    }
+    endpoints.extend(settings.unix.iter().cloned().map(Endpoint::Unix));
+    Ok(endpoints)
 }
 
 fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
@@ -100,106 +134,62 @@ fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
     })
 }
 
-/// Serves until SIGTERM or SIGINT.
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    logging::start(&arguments.logging);
-    let endpoints = arguments.listen.endpoints()?;
-    let cache = Arc::new(Cache::new(arguments.cache_size.0));
-    let mut catalogue = Catalogue::default();
-    for snapshot in &arguments.snapshots {
-        add(&mut catalogue, snapshot, &cache)?;
-    }
-    if let Some(name) = &arguments.default_export {
-        catalogue
-            .set_default(name)
-            .map_err(|error| Failure::Usage(format!("--default-export: {error}")))?;
-    }
-    run_server(&endpoints, catalogue, |_| Ok(()))
+/// What does not change while the server runs.
+#[derive(Debug, Default)]
+pub(crate) struct ServerSettings {
+    limits: Limits,
+    insecure: Insecure,
 }
 
-/// Adds what an argument stands for. In a directory, what cannot be exported is logged and does
-/// not keep the rest from being served.
-fn add(
-    catalogue: &mut Catalogue,
-    argument: &ExportArgument,
-    cache: &Arc<Cache>,
-) -> Result<(), Failure> {
-    if !argument.path.is_dir() {
-        catalogue.add(open(argument, cache)?)?;
-        return Ok(());
-    }
-    let directory = argument.path.display();
-    if argument.name.is_some() || argument.description.is_some() {
-        return Err(Failure::Usage(format!(
-            "{directory} is a directory: its exports are named after its files, so it takes \
-             neither NAME= nor desc="
-        )));
-    }
-    let (mut found, mut exported) = (0_usize, 0_usize);
-    for path in snapshots_in(&argument.path)? {
-        found = found.saturating_add(1);
-        let one = ExportArgument { path, ..argument.clone() };
-        match open(&one, cache).and_then(|export| Ok(catalogue.add(export)?)) {
-            Ok(()) => exported = exported.saturating_add(1),
-            Err(error) => tracing::warn!(file = ?one.path, %error, "not exported"),
+impl ServerSettings {
+    fn new(settings: &Settings) -> Result<Self, Failure> {
+        let default = Limits::default();
+        let LimitSettings {
+            cache_size: _,
+            max_connections,
+            max_connections_per_address,
+            negotiation_timeout,
+            handshake_timeout,
+        } = settings.limits;
+        for (flag, time) in [
+            ("--negotiation-timeout", negotiation_timeout),
+            ("--handshake-timeout", handshake_timeout),
+        ] {
+            if time.is_some_and(|time| time.is_zero()) {
+                return Err(Failure::Usage(format!("{flag}: no client can be that fast")));
+            }
         }
+        let limits = Limits {
+            connections_max: max_connections.unwrap_or(default.connections_max),
+            connections_per_address_max: max_connections_per_address
+                .unwrap_or(default.connections_per_address_max),
+            negotiation_timeout: negotiation_timeout.unwrap_or(default.negotiation_timeout),
+            handshake_timeout: handshake_timeout.unwrap_or(default.handshake_timeout),
+            ..default
+        };
+        let insecure = Insecure {
+            plaintext: settings.insecure.insecure_allow_plaintext,
+            anonymous: settings.insecure.insecure_allow_anonymous,
+        };
+        Ok(Self { limits, insecure })
     }
-    if exported == 0 {
-        return Err(Failure::failed(if found == 0 {
-            format!("{directory}: there is no .hxz file in this directory")
-        } else {
-            format!("{directory}: none of the {found} .hxz files in this directory can be exported")
-        }));
-    }
-    Ok(())
 }
 
-fn snapshots_in(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error| {
-        Failure::failed(format!("{}: cannot read the directory: {error}", directory.display()))
-    };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "hxz") && !path.is_dir() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn open(argument: &ExportArgument, cache: &Arc<Cache>) -> Result<Export, Failure> {
-    let options = OpenOptions {
-        cache: Arc::clone(cache),
-        size_from_index: argument.size_from_index,
-        ..OpenOptions::default()
-    };
-    let file = File::open_with(Arc::new(FileBackend::new(&argument.path)?), options)?;
-    let stem = || argument.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let settings = ExportSettings {
-        name: argument.name.clone().unwrap_or_else(stem),
-        description: argument.description.clone(),
-        stream: argument.stream,
-        as_raw: argument.as_raw,
-    };
-    Ok(Export::new(file, settings)?)
-}
-
-/// Runs a server until SIGTERM or SIGINT; a second one ends it at once. `announce` is called with
-/// the sockets when clients can connect.
+/// Runs a server until SIGTERM or SIGINT; a second one ends it at once. What is served is built at
+/// the start, and again on SIGHUP and when its files change. `announce` is called with the sockets
+/// when clients can connect.
 pub(crate) fn run_server(
     endpoints: &[Endpoint],
-    catalogue: Catalogue,
+    settings: ServerSettings,
+    build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
 ) -> Result<(), Failure> {
-    let limits = Limits::default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(limits.decoders_max.get().saturating_add(SPARE_THREADS))
+        .max_blocking_threads(settings.limits.decoders_max.get().saturating_add(SPARE_THREADS))
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    let outcome = runtime.block_on(serve(endpoints, Arc::new(catalogue), limits, announce));
+    let outcome = runtime.block_on(serve(endpoints, settings, build, announce));
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
     outcome
@@ -207,26 +197,45 @@ pub(crate) fn run_server(
 
 async fn serve(
     endpoints: &[Endpoint],
-    catalogue: Arc<Catalogue>,
-    limits: Limits,
+    settings: ServerSettings,
+    build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = match Server::bind(endpoints, Arc::clone(&catalogue), limits).await {
-        Err(error @ ServerError::NotLoopback { .. }) => {
-            return Err(Failure::Usage(format!("--listen: {error}")));
-        }
+    let hang_up = signal(SignalKind::hangup())?;
+    let Built { policy, files } = build()?;
+    let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
+    let ServerSettings { limits, insecure } = settings;
+    let server = match Server::bind(endpoints, policy, limits, insecure).await {
+        Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
     announce(&endpoints)?;
-    log_start(&endpoints, &catalogue);
+    for export in catalogue.iter() {
+        let info = export.info();
+        for endpoint in &endpoints {
+            tracing::info!(
+                name = ?info.name,
+                uri = uri(endpoint, &info.name, has_tls),
+                size_bytes = info.size_bytes,
+                description = ?info.description,
+                "export"
+            );
+        }
+    }
+    for endpoint in &endpoints {
+        tracing::info!(%endpoint, "listening");
+    }
+    let rebuild = move || build().map_err(|failure| failure.to_string().into());
+    let mut reloading = std::pin::pin!(server.reloader().run(hang_up, files, rebuild));
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),
+            () = &mut reloading => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
@@ -234,23 +243,4 @@ async fn serve(
         stop.cancel();
     }
     Err(Failure::failed("stopped by a second signal before every client was answered"))
-}
-
-fn log_start(endpoints: &[Endpoint], catalogue: &Catalogue) {
-    for export in catalogue.iter() {
-        let info = export.info();
-        for endpoint in endpoints {
-            let uri = uri(endpoint, &info.name);
-            tracing::info!(
-                name = ?info.name,
-                uri,
-                size_bytes = info.size_bytes,
-                description = ?info.description,
-                "export"
-            );
-        }
-    }
-    for endpoint in endpoints {
-        tracing::info!(%endpoint, "listening");
-    }
 }

@@ -5,18 +5,20 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use crate::server::Endpoint;
 
-/// The URI of an export on an endpoint.
-pub(crate) fn uri(endpoint: &Endpoint, export: &str) -> String {
+/// The URI of an export on an endpoint, with TLS or without.
+pub(crate) fn uri(endpoint: &Endpoint, export: &str, tls: bool) -> String {
     let export = escape(export.as_bytes());
+    let scheme = if tls { "nbds" } else { "nbd" };
     match endpoint {
-        Endpoint::Tcp(address) => format!("nbd://{address}/{export}"),
+        Endpoint::Tcp(address) => format!("{scheme}://{address}/{export}"),
         Endpoint::Unix(path) => {
-            format!("nbd+unix:///{export}?socket={}", escape(path.as_os_str().as_bytes()))
+            format!("{scheme}+unix:///{export}?socket={}", escape(path.as_os_str().as_bytes()))
         }
     }
 }
 
-fn escape(bytes: &[u8]) -> String {
+/// Escapes a name or path so that it can stand in a URI.
+pub(crate) fn escape(bytes: &[u8]) -> String {
     let mut escaped = String::with_capacity(bytes.len());
     for byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(byte) {
@@ -36,8 +38,8 @@ mod tests {
     #[test]
     fn names_and_paths_are_escaped() {
         let tcp = Endpoint::Tcp("[::1]:10809".parse().unwrap());
-        assert_eq!(uri(&tcp, "my disk/ü"), "nbd://[::1]:10809/my%20disk/%C3%BC");
+        assert_eq!(uri(&tcp, "my disk/ü", false), "nbd://[::1]:10809/my%20disk/%C3%BC");
         let unix = Endpoint::Unix("/run/a b&c".into());
-        assert_eq!(uri(&unix, ""), "nbd+unix:///?socket=/run/a%20b%26c");
+        assert_eq!(uri(&unix, "", true), "nbds+unix:///?socket=/run/a%20b%26c");
     }
 }

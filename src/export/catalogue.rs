@@ -48,7 +48,7 @@ impl Catalogue {
     /// # Errors
     ///
     /// [`CatalogueError`] if its name is taken or impossible.
-    pub fn add(&mut self, export: Export) -> Result<(), CatalogueError> {
+    pub fn add(&mut self, export: Arc<Export>) -> Result<(), CatalogueError> {
         let name = export.info().name.clone();
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
             return Err(CatalogueError::BadName(name));
@@ -56,7 +56,7 @@ impl Catalogue {
         if self.exports.contains_key(&name) {
             return Err(CatalogueError::Duplicate(name));
         }
-        self.exports.insert(name, Arc::new(export));
+        self.exports.insert(name, export);
         Ok(())
     }
 
@@ -99,19 +99,35 @@ impl Catalogue {
     }
 }
 
-impl ExportDirectory for Arc<Catalogue> {
+/// A catalogue as one client sees it. What it may not see does not exist for it.
+#[derive(Debug, Clone)]
+pub struct View<F> {
+    catalogue: Arc<Catalogue>,
+    may_see: F,
+}
+
+impl<F: Fn(&str) -> bool> View<F> {
+    /// `may_see` is asked with the name of an export.
+    pub fn new(catalogue: Arc<Catalogue>, may_see: F) -> Self {
+        Self { catalogue, may_see }
+    }
+}
+
+impl<F: Fn(&str) -> bool> ExportDirectory for View<F> {
     type Export = Arc<Export>;
 
     fn list(&self) -> Vec<Listing> {
-        let listing = |export: &Arc<Export>| Listing {
+        let seen = self.catalogue.iter().filter(|export| (self.may_see)(&export.info().name));
+        seen.map(|export| Listing {
             name: export.info().name.clone(),
             description: export.info().description.clone(),
-        };
-        self.iter().map(listing).collect()
+        })
+        .collect()
     }
 
     fn find(&self, name: &str) -> Option<Arc<Export>> {
-        self.get(name).cloned()
+        let export = self.catalogue.get(name)?;
+        (self.may_see)(&export.info().name).then(|| Arc::clone(export))
     }
 }
 
@@ -127,12 +143,12 @@ mod tests {
         catalogue
     }
 
-    fn export(name: &str) -> Export {
+    fn export(name: &str) -> Arc<Export> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/v082-onebyte.hxz");
         let name = name.to_owned();
         let settings =
             ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
-        Export::new(File::open(path).unwrap(), settings).unwrap()
+        Arc::new(Export::new(File::open(path).unwrap(), settings).unwrap())
     }
 
     #[test]
@@ -143,8 +159,22 @@ mod tests {
         assert_eq!(two.set_default("c"), Err(CatalogueError::NoDefault("c".into())));
         two.set_default("b").unwrap();
         assert_eq!(two.get("").unwrap().info().name, "b");
-        let listed: Vec<String> = Arc::new(two).list().into_iter().map(|l| l.name).collect();
-        assert_eq!(listed, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_a_client_may_not_see_does_not_exist_for_it() {
+        let mut exports = catalogue(&["b", "a", "c"]);
+        exports.set_default("c").unwrap();
+        let exports = Arc::new(exports);
+        let listed = |view: &dyn ExportDirectory<Export = Arc<Export>>| -> Vec<String> {
+            view.list().into_iter().map(|listing| listing.name).collect()
+        };
+        let all = View::new(Arc::clone(&exports), |_: &str| true);
+        assert_eq!(listed(&all), ["a", "b", "c"]);
+        let some = View::new(exports, |name: &str| name != "c");
+        assert_eq!(listed(&some), ["a", "b"]);
+        assert!(some.find("a").is_some());
+        assert!(some.find("c").is_none() && some.find("").is_none());
     }
 
     #[test]

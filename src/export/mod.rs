@@ -2,7 +2,7 @@
 
 pub mod catalogue;
 
-pub use self::catalogue::{Catalogue, CatalogueError};
+pub use self::catalogue::{Catalogue, CatalogueError, View};
 
 use std::sync::Arc;
 

@@ -36,6 +36,16 @@ impl fmt::Display for Endpoint {
     }
 }
 
+impl Endpoint {
+    /// The address, if other hosts can reach it.
+    pub(crate) fn exposed(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => (!address.ip().to_canonical().is_loopback()).then_some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// A socket that clients connect to.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -94,15 +104,24 @@ impl Listener {
                 return Ok(());
             };
             let for_task = Arc::clone(&shared);
-            shared.tasks.spawn(async move {
-                match accepted {
-                    Accepted::Tcp(stream, peer) => {
+            match accepted {
+                Accepted::Tcp(stream, peer) => {
+                    let Some(address_slot) = shared.addresses.admit(peer.ip()) else {
+                        tracing::info!(%peer, "turned away: too many connections of one address");
+                        continue;
+                    };
+                    shared.tasks.spawn(async move {
                         session::serve_tcp(stream, peer, &for_task).await;
-                    }
-                    Accepted::Unix(stream) => session::serve_unix(stream, &for_task).await,
+                        drop((slot, address_slot));
+                    });
                 }
-                drop(slot);
-            });
+                Accepted::Unix(stream) => {
+                    shared.tasks.spawn(async move {
+                        session::serve_unix(stream, &for_task).await;
+                        drop(slot);
+                    });
+                }
+            }
         }
     }
 

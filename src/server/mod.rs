@@ -1,7 +1,11 @@
 //! Sockets, tasks, deadlines: the only place that waits.
 
+pub(crate) mod budget;
 pub mod listener;
-pub mod session;
+pub mod policy;
+pub mod reload;
+pub(crate) mod session;
+pub(crate) mod upgrade;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,25 +13,33 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::export::Catalogue;
 use crate::nbd::limits::OWED_BYTES_MAX;
+use crate::server::budget::Addresses;
 use crate::server::listener::Listener;
+use crate::server::upgrade::Turns;
 use crate::snapshot::File;
 
 pub use self::listener::Endpoint;
+pub use self::policy::{Access, ExportAccess, Policy, Tls, TlsMode};
+pub use self::reload::Reloader;
 
 /// Bounds on what clients may take. Every session of a server shares them.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Clients that are served at the same time. Others wait to be accepted.
     pub connections_max: NonZeroUsize,
-    /// From the first byte to the chosen export.
+    /// Clients of one address that are served at the same time. Others are turned away.
+    pub connections_per_address_max: NonZeroUsize,
+    /// From the first byte to the chosen export, TLS included.
     pub negotiation_timeout: Duration,
+    /// From the answer to `STARTTLS` to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
     /// Bytes that one client may have asked for and not taken yet.
     pub owed_bytes_max: u64,
     /// Reads that wait for storage or decode at the same time, for all clients together.
@@ -37,16 +49,28 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1024 clients, 10 seconds to negotiate, one decoder for each processor, 30 seconds to drain.
+    /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, one
+    /// decoder for each processor, 30 seconds to drain.
     fn default() -> Self {
         Self {
             connections_max: const { NonZeroUsize::new(1024).unwrap() },
+            connections_per_address_max: const { NonZeroUsize::new(256).unwrap() },
             negotiation_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             owed_bytes_max: OWED_BYTES_MAX,
             decoders_max: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             drain_timeout: Duration::from_secs(30),
         }
     }
+}
+
+/// What the operator has said aloud to allow on addresses that other hosts can reach.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Insecure {
+    /// Serving without TLS.
+    pub plaintext: bool,
+    /// Serving over TLS whoever asks.
+    pub anonymous: bool,
 }
 
 /// Why a server cannot start or go on.
@@ -65,12 +89,23 @@ pub enum ServerError {
     },
     /// Plaintext without authentication belongs on loopback only.
     #[error(
-        "refusing to listen on {address}: NBD without TLS sends every byte in plaintext to anybody \
-         who connects, so it is served on loopback (127.0.0.1, [::1]) and Unix sockets only; to \
-         reach it from another host, forward the port through SSH"
+        "refusing to serve {address} without TLS: every byte would go in plaintext to anybody who \
+         connects. Give a certificate with --tls-cert (`hexz-nbd certs init` makes one) and leave \
+         --tls at `require`; or listen on loopback (127.0.0.1, [::1]) or a Unix socket; or say \
+         --insecure-allow-plaintext"
     )]
-    NotLoopback {
-        /// Where it would have listened.
+    ExposedPlaintext {
+        /// What other hosts could reach.
+        address: SocketAddr,
+    },
+    /// TLS to whoever asks hides the bytes from everybody but whoever asks.
+    #[error(
+        "refusing to serve {address} without client certificates: anybody who connects could read \
+         every export. Name the CA of your clients with --tls-client-ca, or say \
+         --insecure-allow-anonymous"
+    )]
+    ExposedAnonymous {
+        /// What other hosts could reach.
         address: SocketAddr,
     },
     /// The listening socket is broken.
@@ -83,6 +118,17 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// Whether what was asked for is refused, rather than failed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::NoEndpoint | Self::ExposedPlaintext { .. } | Self::ExposedAnonymous { .. }
+        )
+    }
+}
+
 /// A server that has its sockets and has not begun to serve.
 #[derive(Debug)]
 pub struct Server {
@@ -93,10 +139,17 @@ pub struct Server {
 /// What all sessions of a server have in common.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) catalogue: Arc<Catalogue>,
+    /// What is served and to whom. New sessions take the latest, others watch for changes.
+    pub(crate) policy: watch::Sender<Arc<Policy>>,
+    pub(crate) insecure: Insecure,
+    /// What other hosts can reach.
+    exposed: Vec<SocketAddr>,
     pub(crate) limits: Limits,
     /// One permit for each client.
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) addresses: Arc<Addresses>,
+    /// Turns for TLS handshakes.
+    pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
     pub(crate) decoders: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -107,26 +160,25 @@ pub(crate) struct Shared {
 }
 
 impl Server {
-    /// Takes the sockets. Plaintext is refused on anything but loopback and Unix sockets.
+    /// Takes the sockets. What other hosts can reach must be protected, or the operator must have
+    /// said aloud that it need not be.
     ///
     /// # Errors
     ///
     /// [`ServerError`] if an endpoint cannot be had. None is kept then.
     pub async fn bind(
         endpoints: &[Endpoint],
-        catalogue: Arc<Catalogue>,
+        policy: Policy,
         limits: Limits,
+        insecure: Insecure,
     ) -> Result<Self, ServerError> {
         if endpoints.is_empty() {
             return Err(ServerError::NoEndpoint);
         }
+        let exposed: Vec<SocketAddr> = endpoints.iter().filter_map(Endpoint::exposed).collect();
+        check_exposure(&exposed, &policy, insecure)?;
         let mut listeners = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
-            if let Endpoint::Tcp(address) = endpoint
-                && !address.ip().to_canonical().is_loopback()
-            {
-                return Err(ServerError::NotLoopback { address: *address });
-            }
             let listener = Listener::bind(endpoint).await;
             listeners.push(listener.map_err(|source| {
                 let endpoint = endpoint.clone();
@@ -135,9 +187,14 @@ impl Server {
         }
         let connections = limits.connections_max.get().min(Semaphore::MAX_PERMITS);
         let decoders = limits.decoders_max.get().min(Semaphore::MAX_PERMITS);
+        let threads = tokio::runtime::Handle::current().metrics().num_workers();
         let shared = Shared {
-            catalogue,
+            policy: watch::Sender::new(Arc::new(policy)),
+            insecure,
+            exposed,
             connections: Arc::new(Semaphore::new(connections)),
+            addresses: Arc::new(Addresses::new(limits.connections_per_address_max)),
+            turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,
             tasks: TaskTracker::new(),
@@ -150,6 +207,12 @@ impl Server {
     /// Where the server listens, with the port that the system chose where 0 was asked for.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.listeners.iter().map(Listener::endpoint)
+    }
+
+    /// What can replace the policy while the server runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(Arc::clone(&self.shared))
     }
 
     /// Serves until `stop` is cancelled, then answers what was accepted and returns.
@@ -184,6 +247,31 @@ impl Server {
     }
 }
 
+/// Nothing that other hosts can reach is unprotected by mistake.
+fn check_exposure(
+    exposed: &[SocketAddr],
+    policy: &Policy,
+    insecure: Insecure,
+) -> Result<(), ServerError> {
+    let Some(address) = exposed.first().copied() else {
+        return Ok(());
+    };
+    let required = policy.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Required);
+    if !required {
+        if !insecure.plaintext {
+            return Err(ServerError::ExposedPlaintext { address });
+        }
+        tracing::warn!(%address, "serving in plaintext what other hosts can reach");
+    }
+    if policy.tls.as_ref().is_some_and(|tls| !tls.config.requires_client_certificate()) {
+        if !insecure.anonymous {
+            return Err(ServerError::ExposedAnonymous { address });
+        }
+        tracing::warn!(%address, "serving clients without certificates on what other hosts reach");
+    }
+    Ok(())
+}
+
 /// Serves the main stream of a snapshot as the default export on `127.0.0.1:port`, to any number
 /// of clients, for ever.
 ///
@@ -211,10 +299,8 @@ impl Server {
 /// # }
 /// ```
 pub async fn serve_nbd(snap: Arc<File>, port: u16) -> Result<(), ServerError> {
-    let catalogue = Arc::new(Catalogue::of_one(snap));
+    let policy = Policy::plaintext(Catalogue::of_one(snap));
     let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, port).into());
-    Server::bind(&[endpoint], catalogue, Limits::default())
-        .await?
-        .run(CancellationToken::new())
-        .await
+    let (limits, insecure) = (Limits::default(), Insecure::default());
+    Server::bind(&[endpoint], policy, limits, insecure).await?.run(CancellationToken::new()).await
 }

@@ -10,14 +10,21 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
 
 use crate::export::Export;
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::Ending;
 use crate::nbd::wire::Errno;
-use crate::nbd::{BadMagic, Channel, Negotiation, Outbox, Piece, Progress, Read, Transmission};
+use crate::nbd::{
+    BadMagic, Channel, ExportDirectory, Negotiation, Outbox, Piece, Progress, Read, Transmission,
+    Upgrade,
+};
 use crate::server::Shared;
+use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
+use crate::server::upgrade::{self, UpgradeError};
+use crate::tls::IdentityError;
 
 /// Room for what a client sends, in bytes: 146 requests.
 const INPUT_BYTES: usize = 4096;
@@ -27,6 +34,9 @@ const INPUT_BYTES: usize = 4096;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 1 << 20;
 
+/// How a session ended in which the client said goodbye before it chose.
+const ABORTED: &str = "aborted by the client";
+
 /// Why a session ended other than by agreement.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
@@ -34,10 +44,20 @@ enum SessionError {
     HungUp,
     #[error("no export was chosen in time")]
     NegotiationTimeout,
+    #[error("the TLS handshake was not finished in time")]
+    HandshakeTimeout,
     #[error("protocol violation: {0}")]
     Violation(#[from] Violation),
     #[error("protocol violation: {0}")]
     Framing(#[from] BadMagic),
+    #[error("{0}")]
+    Upgrade(#[from] UpgradeError),
+    #[error("the client's certificate cannot be read: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("cut off: {0}")]
+    Withdrawn(Withdrawn),
+    #[error("the server is stopping")]
+    Stopped,
     #[error("connection lost: {0}")]
     Io(#[from] io::Error),
     /// A read panicked. That is a bug, and only this client is told.
@@ -61,11 +81,29 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What a session came to, for the log.
-#[derive(Debug, Default)]
-struct Summary {
+/// A byte stream to one client, whatever it is made of.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// One client, from the greeting to the last reply.
+#[derive(Debug)]
+struct Session<'a> {
+    peer: Peer,
+    shared: &'a Shared,
+    /// What was in force when the client came.
+    policy: Arc<Policy>,
+    /// When an export must have been chosen.
+    deadline: Instant,
     reads: u64,
     read_bytes: u64,
+}
+
+/// Where a negotiation leads.
+enum Chosen {
+    Export(Arc<Export>, Outbox),
+    StartTls(Upgrade),
+    Nothing,
 }
 
 pub(crate) async fn serve_tcp(stream: TcpStream, peer: SocketAddr, shared: &Shared) {
@@ -73,29 +111,24 @@ pub(crate) async fn serve_tcp(stream: TcpStream, peer: SocketAddr, shared: &Shar
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
-    let (reader, writer) = stream.into_split();
-    serve(reader, writer, Peer::Tcp(peer), shared).await;
+    serve(stream, Peer::Tcp(peer), shared).await;
 }
 
 pub(crate) async fn serve_unix(stream: UnixStream, shared: &Shared) {
-    let (reader, writer) = stream.into_split();
-    serve(reader, writer, Peer::Unix, shared).await;
+    serve(stream, Peer::Unix, shared).await;
 }
 
-/// From the greeting to the last reply. Whatever the client does, it ends here.
-async fn serve(
-    mut reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
-    peer: Peer,
-    shared: &Shared,
-) {
-    let (mut summary, began) = (Summary::default(), Instant::now());
+/// Whatever the client does, it ends here.
+async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
+    let began = Instant::now();
+    let policy = Arc::clone(&shared.policy.borrow());
+    let deadline = began + shared.limits.negotiation_timeout;
+    let mut session = Session { peer, shared, policy, deadline, reads: 0, read_bytes: 0 };
     let outcome = tokio::select! {
-        outcome = converse(&mut reader, &mut writer, peer, shared, &mut summary) => outcome,
+        outcome = session.in_plaintext(stream) => outcome,
         () = shared.cut.cancelled() => Ok("cut by shutdown"),
     };
-    hang_up(&mut reader, &mut writer).await;
-    let Summary { reads, read_bytes } = summary;
+    let Session { reads, read_bytes, .. } = session;
     let seconds = began.elapsed().as_secs_f64();
     match outcome {
         Ok(ending) => tracing::info!(%peer, reads, read_bytes, seconds, ending, "closed"),
@@ -103,112 +136,203 @@ async fn serve(
     }
 }
 
-async fn converse(
-    reader: &mut (impl AsyncRead + Unpin),
-    writer: &mut (impl AsyncWrite + Unpin),
-    peer: Peer,
-    shared: &Shared,
-    summary: &mut Summary,
-) -> Result<&'static str, SessionError> {
-    let mut input = BytesMut::new();
-    let negotiation =
-        timeout(shared.limits.negotiation_timeout, negotiate(reader, writer, &mut input, shared));
-    let chosen = tokio::select! {
-        chosen = negotiation => chosen.map_err(|_| SessionError::NegotiationTimeout)??,
-        () = shared.stop.cancelled() => return Ok("shutdown"),
-    };
-    let Some((export, outbox)) = chosen else {
-        return Ok("aborted by the client");
-    };
-    tracing::info!(%peer, export = ?export.info().name, "opened");
-    let session = Transmission::new(export.info().size_bytes, shared.limits.owed_bytes_max, outbox);
-    let ending = transmit(reader, writer, input, session, &export, shared, summary).await?;
-    Ok(match ending {
-        Some(Ending::Disconnected) => "disconnected by the client",
-        Some(Ending::Finished) if shared.stop.is_cancelled() => "shutdown",
-        Some(Ending::Finished) | None => "hung up by the client",
-    })
-}
-
-/// Until an export is chosen. `None` if the client said goodbye.
-async fn negotiate(
-    reader: &mut (impl AsyncRead + Unpin),
-    writer: &mut (impl AsyncWrite + Unpin),
-    input: &mut BytesMut,
-    shared: &Shared,
-) -> Result<Option<(Arc<Export>, Outbox)>, SessionError> {
-    let mut outbox = Outbox::default();
-    let mut negotiation =
-        Negotiation::new(Channel::Plain(Arc::clone(&shared.catalogue)), &mut outbox);
-    loop {
-        let progress = negotiation.advance(input, &mut outbox);
-        if let Ok(Progress::Enter(export)) = progress {
-            return Ok(Some((export, outbox)));
-        }
-        // Before the next option is looked at, so that nobody piles up answers.
-        writer.write_all_buf(&mut outbox).await?;
-        writer.flush().await?;
-        match progress? {
-            Progress::Answered | Progress::Enter(_) => {}
+impl Session<'_> {
+    /// A client that has just connected.
+    async fn in_plaintext(
+        &mut self,
+        mut stream: impl Stream,
+    ) -> Result<&'static str, SessionError> {
+        let tls = self.policy.tls.clone();
+        let shown = if tls.is_some() { Shown::Plaintext } else { Shown::Nothing };
+        let view = self.policy.view(shown.clone());
+        let channel = match tls.as_ref().map(|tls| tls.mode) {
+            None => Channel::Plain(view),
+            Some(TlsMode::Selective) => Channel::MayUpgrade(view),
+            Some(TlsMode::Required) => Channel::MustUpgrade,
+        };
+        let (mut input, mut outbox) = (BytesMut::new(), Outbox::default());
+        let negotiation = Negotiation::new(channel, &mut outbox);
+        let chosen = self.negotiate(&mut stream, negotiation, &mut input, outbox).await;
+        let outcome = match (chosen, tls) {
+            (Ok(Chosen::StartTls(upgrade)), Some(tls)) => {
+                return self.in_tls(stream, input, upgrade, &tls).await;
+            }
+            (Ok(Chosen::Export(export, outbox)), _) => {
+                tracing::info!(peer = %self.peer, export = ?export.info().name, "opened");
+                self.read(&mut stream, input, outbox, &export, shown).await
+            }
             // Without TLS it is never begun.
-            Progress::Aborted | Progress::StartTls(_) => return Ok(None),
-            Progress::NeedsInput => {
-                input.reserve(INPUT_BYTES);
-                if reader.read_buf(input).await? == 0 {
-                    return Err(SessionError::HungUp);
+            (Ok(Chosen::Nothing | Chosen::StartTls(_)), _) => Ok(ABORTED),
+            (Err(error), _) => Err(error),
+        };
+        hang_up(&mut stream).await;
+        outcome
+    }
+
+    /// A client that was told to begin TLS. What came before is forgotten.
+    async fn in_tls(
+        &mut self,
+        stream: impl Stream,
+        unread: BytesMut,
+        upgrade: Upgrade,
+        tls: &Tls,
+    ) -> Result<&'static str, SessionError> {
+        let config = tls.config.server();
+        let handshake = upgrade::to_tls(stream, unread, config, &self.shared.turns);
+        let deadline = self.deadline.min(Instant::now() + self.shared.limits.handshake_timeout);
+        let mut stream = self
+            .until_stopped(timeout_at(deadline, handshake))
+            .await?
+            .map_err(|_| SessionError::HandshakeTimeout)??;
+        let outcome = self.in_tls_from_nothing(&mut stream, upgrade).await;
+        hang_up(&mut stream).await;
+        outcome
+    }
+
+    async fn in_tls_from_nothing<S: Stream>(
+        &mut self,
+        stream: &mut TlsStream<S>,
+        upgrade: Upgrade,
+    ) -> Result<&'static str, SessionError> {
+        let (_, connection) = stream.get_ref();
+        let chain = connection.peer_certificates();
+        let client = chain.map(Certified::new).transpose()?.map(Arc::new);
+        let version = connection.protocol_version().and_then(|version| version.as_str());
+        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+        let shown = Shown::Tls(client.clone());
+
+        let negotiation = upgrade.negotiate(self.policy.view(shown.clone()));
+        let mut input = BytesMut::new();
+        let chosen = self.negotiate(stream, negotiation, &mut input, Outbox::default()).await;
+        let identity = client.as_ref().map(|client| tracing::field::display(&client.identity));
+        let peer = self.peer;
+        match chosen? {
+            Chosen::Export(export, outbox) => {
+                let export_name = &export.info().name;
+                tracing::info!(%peer, export = ?export_name, identity, version, suite, "opened");
+                self.read(stream, input, outbox, &export, shown).await
+            }
+            Chosen::Nothing | Chosen::StartTls(_) => {
+                tracing::info!(%peer, identity, version, suite, "nothing opened");
+                Ok(ABORTED)
+            }
+        }
+    }
+
+    /// Until an export is chosen, TLS begins, or the client says goodbye.
+    async fn negotiate<D: ExportDirectory<Export = Arc<Export>>>(
+        &self,
+        stream: &mut impl Stream,
+        mut negotiation: Negotiation<D>,
+        input: &mut BytesMut,
+        mut outbox: Outbox,
+    ) -> Result<Chosen, SessionError> {
+        let haggling = async {
+            loop {
+                let progress = negotiation.advance(input, &mut outbox);
+                if let Ok(Progress::Enter(export)) = progress {
+                    return Ok(Chosen::Export(export, std::mem::take(&mut outbox)));
+                }
+                // Before the next option is looked at, so that nobody piles up answers.
+                stream.write_all_buf(&mut outbox).await?;
+                stream.flush().await?;
+                match progress? {
+                    Progress::Answered | Progress::Enter(_) => {}
+                    Progress::StartTls(upgrade) => return Ok(Chosen::StartTls(upgrade)),
+                    Progress::Aborted => return Ok(Chosen::Nothing),
+                    Progress::NeedsInput => {
+                        input.reserve(INPUT_BYTES);
+                        if stream.read_buf(input).await? == 0 {
+                            return Err(SessionError::HungUp);
+                        }
+                    }
+                }
+            }
+        };
+        let haggled = self.until_stopped(timeout_at(self.deadline, haggling)).await?;
+        haggled.map_err(|_| SessionError::NegotiationTimeout)?
+    }
+
+    /// Serves the reads of a client that has chosen an export, as long as it may have it.
+    async fn read(
+        &mut self,
+        stream: &mut impl Stream,
+        input: BytesMut,
+        outbox: Outbox,
+        export: &Arc<Export>,
+        shown: Shown,
+    ) -> Result<&'static str, SessionError> {
+        let shared = self.shared;
+        let withdrawn = shared.until_withdrawn(shown, export.info().name.clone());
+        let ending = tokio::select! {
+            ending = self.transmit(stream, input, outbox, export) => ending?,
+            withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
+        };
+        Ok(match ending {
+            Some(Ending::Disconnected) => "disconnected by the client",
+            Some(Ending::Finished) if shared.stop.is_cancelled() => "shutdown",
+            Some(Ending::Finished) | None => "hung up by the client",
+        })
+    }
+
+    /// From the first request to the last reply.
+    async fn transmit(
+        &mut self,
+        stream: &mut impl Stream,
+        mut input: BytesMut,
+        outbox: Outbox,
+        export: &Arc<Export>,
+    ) -> Result<Option<Ending>, SessionError> {
+        let shared = self.shared;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let owed_bytes_max = shared.limits.owed_bytes_max;
+        let mut session = Transmission::new(export.info().size_bytes, owed_bytes_max, outbox);
+        let mut misses = JoinSet::new();
+        // Enough to keep every decoder busy, and so few that clients take turns.
+        let misses_max = shared.limits.decoders_max.get().saturating_mul(2);
+        let mut unflushed = true;
+        loop {
+            while misses.len() < misses_max
+                && let Some(read) = session.next_read(&mut input)?
+            {
+                self.reads = self.reads.saturating_add(1);
+                self.read_bytes = self.read_bytes.saturating_add(u64::from(read.length));
+                if let Some(pieces) = export.read_cached(read.offset, read.length) {
+                    session.reply(read, Ok(pieces));
+                } else {
+                    misses.spawn(fetch(read, Arc::clone(export), shared));
+                }
+            }
+            if session.is_over() && !unflushed {
+                return Ok(session.ending());
+            }
+            let wants_input = session.wants_input() && misses.len() < misses_max;
+            let unsent = unflushed || session.outbox().has_remaining();
+            input.reserve(INPUT_BYTES);
+            // Cancel-safe: bytes read stay in `input`, bytes written leave the outbox, and a write
+            // that was not flushed is remembered.
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled(), if session.ending().is_none() => session.finish(),
+                Some(done) = misses.join_next() => {
+                    let (read, outcome) = done??;
+                    session.reply(read, outcome);
+                }
+                sent = send(&mut writer, session.outbox()), if unsent => unflushed = sent?,
+                received = reader.read_buf(&mut input), if wants_input => {
+                    if received? == 0 {
+                        session.finish();
+                    }
                 }
             }
         }
     }
-}
 
-/// From the first request to the last reply.
-async fn transmit(
-    reader: &mut (impl AsyncRead + Unpin),
-    writer: &mut (impl AsyncWrite + Unpin),
-    mut input: BytesMut,
-    mut session: Transmission,
-    export: &Arc<Export>,
-    shared: &Shared,
-    summary: &mut Summary,
-) -> Result<Option<Ending>, SessionError> {
-    let mut misses = JoinSet::new();
-    // Enough to keep every decoder busy, and so few that clients take turns.
-    let misses_max = shared.limits.decoders_max.get().saturating_mul(2);
-    let mut unflushed = true;
-    loop {
-        while misses.len() < misses_max
-            && let Some(read) = session.next_read(&mut input)?
-        {
-            summary.reads = summary.reads.saturating_add(1);
-            summary.read_bytes = summary.read_bytes.saturating_add(u64::from(read.length));
-            if let Some(pieces) = export.read_cached(read.offset, read.length) {
-                session.reply(read, Ok(pieces));
-            } else {
-                misses.spawn(fetch(read, Arc::clone(export), shared));
-            }
-        }
-        if session.is_over() && !unflushed {
-            return Ok(session.ending());
-        }
-        let wants_input = session.wants_input() && misses.len() < misses_max;
-        let unsent = unflushed || session.outbox().has_remaining();
-        input.reserve(INPUT_BYTES);
-        // Cancel-safe: bytes read stay in `input`, bytes written leave the outbox, and a write
-        // that was not flushed is remembered.
+    /// Gives up waiting for a client that has not chosen when the server stops.
+    async fn until_stopped<T>(&self, waiting: impl Future<Output = T>) -> Result<T, SessionError> {
         tokio::select! {
-            biased;
-            () = shared.stop.cancelled(), if session.ending().is_none() => session.finish(),
-            Some(done) = misses.join_next() => {
-                let (read, outcome) = done??;
-                session.reply(read, outcome);
-            }
-            sent = send(writer, session.outbox()), if unsent => unflushed = sent?,
-            received = reader.read_buf(&mut input), if wants_input => {
-                if received? == 0 {
-                    session.finish();
-                }
-            }
+            done = waiting => Ok(done),
+            () = self.shared.stop.cancelled() => Err(SessionError::Stopped),
         }
     }
 }
@@ -248,10 +372,10 @@ async fn send(writer: &mut (impl AsyncWrite + Unpin), outbox: &mut Outbox) -> io
 }
 
 /// Says that no more will come, and waits a moment for the client to do the same.
-async fn hang_up(reader: &mut (impl AsyncRead + Unpin), writer: &mut (impl AsyncWrite + Unpin)) {
+async fn hang_up(stream: &mut impl Stream) {
     let farewell = async {
-        writer.shutdown().await?;
-        let mut ignored = reader.take(LINGER_BYTES);
+        stream.shutdown().await?;
+        let mut ignored = stream.take(LINGER_BYTES);
         tokio::io::copy(&mut ignored, &mut tokio::io::sink()).await
     };
     // It may be gone already, and there is nothing left to lose.

@@ -672,7 +672,11 @@ fn a_wrong_start_says_what_is_wrong_and_what_to_do() {
     let taken = listener.local_addr().unwrap().to_string();
     let size = format!("{onebyte},size=9");
     let parts: &[(&[&str], i32, &[&str])] = &[
-        (&["--listen", "0.0.0.0:0", &onebyte], 2, &["0.0.0.0:0", "plaintext", "loopback", "SSH"]),
+        (
+            &["--listen", "0.0.0.0:0", &onebyte],
+            2,
+            &["0.0.0.0:0", "plaintext", "loopback", "--tls-cert"],
+        ),
         (&["--listen", "[::]:0", &onebyte], 2, &["[::]:0", "plaintext", "loopback"]),
         (&["--listen", &taken, &onebyte], 1, &[&taken, "in use"]),
         (&["--writable", &onebyte], 2, &["--writable", "--help"]),

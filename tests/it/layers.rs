@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part, and the parts that it may name. All others of ours it must not know.
-const ARROWS: [(&str, &[&str]); 5] = [
-    ("cli", &["server", "export", "snapshot"]),
-    ("server", &["export", "nbd", "snapshot"]),
+const ARROWS: [(&str, &[&str]); 6] = [
+    ("cli", &["server", "export", "snapshot", "tls"]),
+    ("server", &["export", "nbd", "snapshot", "tls"]),
     ("export", &["snapshot", "nbd"]),
     ("nbd", &[]),
     ("snapshot", &[]),
+    ("tls", &[]),
 ];
 
 #[test]

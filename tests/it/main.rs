@@ -9,6 +9,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod certs;
 mod corpus;
 mod damage;
 mod demo;

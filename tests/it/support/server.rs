@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::server::{self, Endpoint, Limits, ServerError};
+use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, ServerError};
 use hexz_nbd::snapshot::{File, Stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +40,12 @@ impl Server {
             let settings =
                 ExportSettings { name, description, stream: Stream::Main, as_raw: false };
             let file = File::open(fixtures::path(file)).unwrap();
-            catalogue.add(Export::new(file, settings).unwrap()).unwrap();
+            catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
         }
         catalogue.set_default("disk").unwrap();
         let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
-        let server = server::Server::bind(&[endpoint], Arc::new(catalogue), limits).await.unwrap();
+        let (policy, insecure) = (Policy::plaintext(catalogue), Insecure::default());
+        let server = server::Server::bind(&[endpoint], policy, limits, insecure).await.unwrap();
         let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!("no socket") };
         let address = *address;
         let stop = CancellationToken::new();

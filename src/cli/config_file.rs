@@ -1,0 +1,257 @@
+//! Text of a configuration file → the same raw settings as the flags.
+
+use std::fmt::Display;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::cli::Failure;
+use crate::cli::duration;
+use crate::cli::export_argument::ExportArgument;
+use crate::cli::settings::{
+    AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
+    TlsSettings,
+};
+use crate::cli::size::ByteSize;
+use crate::snapshot::Stream;
+use crate::tls::MinVersion;
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct ConfigFile {
+    pub(crate) settings: Settings,
+    pub(crate) exports: Vec<ExportArgument>,
+}
+
+impl ConfigFile {
+    /// Reads a file. Paths in it are relative to its directory.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: &dyn Display| Failure::failed(format!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let document = toml::from_str::<Document>(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| {
+                text.bytes().take(span.start).filter(|byte| *byte == b'\n').count()
+            });
+            failed(&format_args!("line {}: {}", line.saturating_add(1), error.message()))
+        })?;
+        let directory = path.parent().unwrap_or_else(|| Path::new(""));
+        Ok(document.resolve(directory))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Document {
+    listen: Vec<String>,
+    unix: Vec<PathBuf>,
+    default_export: Option<String>,
+    #[serde(deserialize_with = "from_text")]
+    cache_size: Option<ByteSize>,
+    max_connections: Option<NonZeroUsize>,
+    max_connections_per_address: Option<NonZeroUsize>,
+    #[serde(deserialize_with = "time")]
+    negotiation_timeout: Option<Duration>,
+    #[serde(deserialize_with = "time")]
+    handshake_timeout: Option<Duration>,
+    insecure_allow_plaintext: bool,
+    insecure_allow_anonymous: bool,
+    insecure_key_permissions: bool,
+    tls: Tls,
+    allow: AllowSettings,
+    export: Vec<Export>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Tls {
+    mode: Option<TlsChoice>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Vec<PathBuf>,
+    crl: Vec<PathBuf>,
+    certificates: Option<PathBuf>,
+    #[serde(deserialize_with = "from_text")]
+    min_version: Option<MinVersion>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Export {
+    path: PathBuf,
+    name: Option<String>,
+    description: Option<String>,
+    size: Option<SizeFrom>,
+    #[serde(default)]
+    stream: StreamName,
+    #[serde(default)]
+    as_raw: bool,
+    #[serde(default)]
+    plaintext: bool,
+    #[serde(default)]
+    allow: AllowSettings,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SizeFrom {
+    Index,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StreamName {
+    #[default]
+    Main,
+    Aux,
+}
+
+impl Document {
+    fn resolve(self, directory: &Path) -> ConfigFile {
+        let path = |path: PathBuf| directory.join(path);
+        let paths = |paths: Vec<PathBuf>| paths.into_iter().map(path).collect();
+        let exports = self.export.into_iter().map(|export| ExportArgument {
+            name: export.name,
+            path: path(export.path),
+            description: export.description,
+            size_from_index: matches!(export.size, Some(SizeFrom::Index)),
+            stream: match export.stream {
+                StreamName::Main => Stream::Main,
+                StreamName::Aux => Stream::Auxiliary,
+            },
+            as_raw: export.as_raw,
+            plaintext: export.plaintext,
+            allow: export.allow,
+        });
+        let settings = Settings {
+            default_export: self.default_export,
+            listen: ListenSettings { listen: self.listen, unix: paths(self.unix) },
+            tls: TlsSettings {
+                tls: self.tls.mode,
+                tls_cert: self.tls.cert.map(path),
+                tls_key: self.tls.key.map(path),
+                tls_client_ca: paths(self.tls.client_ca),
+                tls_crl: paths(self.tls.crl),
+                tls_certificates: self.tls.certificates.map(path),
+                tls_min_version: self.tls.min_version,
+            },
+            allow: self.allow,
+            limits: LimitSettings {
+                cache_size: self.cache_size,
+                max_connections: self.max_connections,
+                max_connections_per_address: self.max_connections_per_address,
+                negotiation_timeout: self.negotiation_timeout,
+                handshake_timeout: self.handshake_timeout,
+            },
+            insecure: InsecureSettings {
+                insecure_allow_plaintext: self.insecure_allow_plaintext,
+                insecure_allow_anonymous: self.insecure_allow_anonymous,
+                insecure_key_permissions: self.insecure_key_permissions,
+            },
+        };
+        ConfigFile { settings, exports: exports.collect() }
+    }
+}
+
+fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration::parse(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ConfigFile, Failure> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hexz-nbd.toml");
+        std::fs::write(&path, text).unwrap();
+        ConfigFile::read(&path)
+    }
+
+    #[test]
+    fn every_key_is_the_flag_of_its_name() {
+        let file = read(
+            r#"
+            listen = ["0.0.0.0:10809"]
+            default_export = "root"
+            cache_size = "1GiB"
+            negotiation_timeout = "5s"
+
+            [tls]
+            mode = "require"
+            cert = "/etc/hexz-nbd/srv.pem"
+            min_version = "1.3"
+
+            [allow]
+            ou = ["operators"]
+
+            [[export]]
+            name = "root"
+            path = "/srv/root.hxz"
+            description = "golden image"
+            size = "index"
+
+            [export.allow]
+            uri = ["spiffe://example/build/*"]
+
+            [[export]]
+            path = "/srv/public"
+            plaintext = true
+            "#,
+        )
+        .unwrap();
+        let settings = file.settings;
+        assert_eq!(settings.listen.listen, ["0.0.0.0:10809"]);
+        assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
+        assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(settings.tls.tls, Some(TlsChoice::Require));
+        assert_eq!(settings.tls.tls_cert, Some("/etc/hexz-nbd/srv.pem".into()));
+        assert_eq!(settings.tls.tls_min_version, Some(MinVersion::Tls13));
+        assert_eq!(settings.allow.ou, ["operators"]);
+        let [root, public] = &file.exports[..] else { panic!() };
+        assert_eq!(root.name.as_deref(), Some("root"));
+        assert!(root.size_from_index && !root.plaintext);
+        assert_eq!(root.allow.uri, ["spiffe://example/build/*"]);
+        assert_eq!(public.path, Path::new("/srv/public"));
+        assert!(public.plaintext && public.allow.is_empty());
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hexz-nbd.toml");
+        std::fs::write(&path, "[tls]\ncert = \"srv.pem\"\n[[export]]\npath = \"a/b.hxz\"").unwrap();
+        let file = ConfigFile::read(&path).unwrap();
+        assert_eq!(file.settings.tls.tls_cert, Some(directory.path().join("srv.pem")));
+        assert_eq!(file.exports[0].path, directory.path().join("a/b.hxz"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, line, part) in [
+            ("listen = \"x\"", 1, "sequence"),
+            ("\nlissten = []", 2, "unknown field `lissten`"),
+            ("cache_size = \"1Q\"", 1, "unknown unit"),
+            ("[tls]\n\nmode = \"maybe\"", 3, "unknown variant"),
+            ("[tls]\nmin_version = \"1.1\"", 2, "1.2 or 1.3"),
+            ("[[export]]\nname = \"x\"", 1, "missing field `path`"),
+            ("[[export]]\npath = \"x\"\nallow = { cm = [] }", 3, "unknown field `cm`"),
+            ("handshake_timeout = 3", 1, "expected a string"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("hexz-nbd.toml: line {line}: ")), "{text}: {error}");
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What is served, and to whom: everything that a reload replaces, as one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
+use crate::export::{Catalogue, View};
+use crate::server::Shared;
+use crate::tls::HandshakeFailure;
+use crate::tls::IdentityError;
+use crate::tls::PeerIdentity;
+use crate::tls::Rules;
+use crate::tls::TlsConfig;
+
+/// What is served, and to whom. Immutable: a reload makes a new one.
+#[derive(Debug)]
+pub struct Policy {
+    /// What is served.
+    pub catalogue: Arc<Catalogue>,
+    /// How clients show who they are. `None` for plaintext only.
+    pub tls: Option<Tls>,
+    /// Who may read what.
+    pub access: Access,
+}
+
+/// TLS, and whether a client has a choice.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Whether anything is answered without it.
+    pub mode: TlsMode,
+    /// Certificates and whom to trust.
+    pub config: TlsConfig,
+}
+
+/// What a client may do without TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Read the exports that are marked for plaintext, and see no others. `SELECTIVETLS`.
+    Selective,
+    /// Nothing. `FORCEDTLS`.
+    Required,
+}
+
+/// Who may read what.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// For exports without rules of their own.
+    pub rules: Rules,
+    /// What is special about an export, by its name.
+    pub exports: BTreeMap<String, ExportAccess>,
+}
+
+/// Who may read one export.
+#[derive(Debug, Clone, Default)]
+pub struct ExportAccess {
+    /// In place of the common rules, if there are any.
+    pub rules: Rules,
+    /// Whether clients without TLS may read it, where others need TLS.
+    pub plaintext: bool,
+}
+
+/// What is known of a client when it asks for exports.
+#[derive(Debug, Clone)]
+pub(crate) enum Shown {
+    /// Nothing, on a server without TLS.
+    Nothing,
+    /// Nothing, on a server that has TLS for those who want it.
+    Plaintext,
+    /// It finished a TLS handshake, with a certificate or with none.
+    Tls(Option<Arc<Certified>>),
+}
+
+/// A client that has shown a certificate.
+#[derive(Debug)]
+pub(crate) struct Certified {
+    pub(crate) identity: PeerIdentity,
+    /// As it was shown, to be verified again when the CAs or revocation lists change.
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl Certified {
+    /// From a chain that was verified in a handshake.
+    pub(crate) fn new(chain: &[CertificateDer<'_>]) -> Result<Self, IdentityError> {
+        let identity = PeerIdentity::from_chain(chain)?;
+        let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
+        Ok(Self { identity, chain })
+    }
+}
+
+/// Why a client that reads an export may not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Withdrawn {
+    #[error("the export is no longer served")]
+    Export,
+    #[error("exports are no longer served like this")]
+    Mode,
+    #[error("the client's certificate is no longer good: {0}")]
+    Certificate(HandshakeFailure),
+    #[error("no rule allows the client any more")]
+    Rules,
+}
+
+impl Policy {
+    /// Everything to everybody, without TLS.
+    #[must_use]
+    pub fn plaintext(catalogue: Catalogue) -> Self {
+        Self { catalogue: Arc::new(catalogue), tls: None, access: Access::default() }
+    }
+
+    /// The exports that a client may read.
+    pub(crate) fn view(self: &Arc<Self>, shown: Shown) -> View<impl Fn(&str) -> bool + use<>> {
+        let policy = Arc::clone(self);
+        View::new(Arc::clone(&self.catalogue), move |name: &str| policy.access.allows(&shown, name))
+    }
+
+    /// Whether a client that reads an export may go on: the export is still there, its certificate
+    /// is still good, and the rules still allow it.
+    ///
+    /// # Errors
+    ///
+    /// [`Withdrawn`] if not.
+    pub(crate) fn still_allows(&self, shown: &Shown, export: &str) -> Result<(), Withdrawn> {
+        match (shown, &self.tls) {
+            (Shown::Nothing, None) => {}
+            (Shown::Plaintext, Some(tls)) if tls.mode == TlsMode::Selective => {}
+            (Shown::Tls(client), Some(tls)) => {
+                let chain = client.as_ref().map(|client| &*client.chain);
+                tls.config.verify_again(chain).map_err(Withdrawn::Certificate)?;
+            }
+            _ => return Err(Withdrawn::Mode),
+        }
+        if self.catalogue.get(export).is_none() {
+            return Err(Withdrawn::Export);
+        }
+        if self.access.allows(shown, export) { Ok(()) } else { Err(Withdrawn::Rules) }
+    }
+}
+
+impl Access {
+    /// Deny by default once any rule is given, for whatever export.
+    fn allows(&self, shown: &Shown, export: &str) -> bool {
+        let own = self.exports.get(export);
+        match shown {
+            Shown::Nothing => true,
+            Shown::Plaintext => own.is_some_and(|own| own.plaintext),
+            Shown::Tls(client) => {
+                let own = own.map(|own| &own.rules).filter(|rules| !rules.is_empty());
+                let rules = own.unwrap_or(&self.rules);
+                if rules.is_empty() {
+                    return !self.has_rules();
+                }
+                rules.allow(client.as_ref().map(|client| &client.identity))
+            }
+        }
+    }
+
+    /// Whether any rule is given.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty() || self.exports.values().any(|own| !own.rules.is_empty())
+    }
+
+    /// Whether no identity whatever may read an export: others have rules, and it has none.
+    #[must_use]
+    pub fn forgets(&self, export: &str) -> bool {
+        let own = self.exports.get(export).is_some_and(|own| !own.rules.is_empty());
+        self.has_rules() && self.rules.is_empty() && !own
+    }
+}
+
+impl Shared {
+    /// Ends when a reload takes an export away from a client.
+    pub(crate) async fn until_withdrawn(&self, shown: Shown, export: String) -> Withdrawn {
+        let mut policies = self.policy.subscribe();
+        loop {
+            let policy = Arc::clone(&policies.borrow_and_update());
+            if let Err(withdrawn) = policy.still_allows(&shown, &export) {
+                return withdrawn;
+            }
+            // The sender lives as long as the server.
+            if policies.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
