@@ -8,9 +8,7 @@ use time::OffsetDateTime;
 use crate::cli::Failure;
 use crate::cli::certs::client_lines::{ClientFiles, Target, quoted};
 use crate::cli::certs::client_name::ClientName;
-use crate::cli::certs::directory::{
-    self, CA_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, Leaf, SERVER_CERTIFICATE,
-};
+use crate::cli::certs::directory::{self, CA_CERTIFICATE, Leaf, SERVER_CERTIFICATE};
 use crate::cli::certs::files::Files;
 use crate::cli::certs::{init, report};
 use crate::cli::escape::Escaped;
@@ -83,10 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let split = directory.join(arguments.name.as_str());
     let replaced = replaced(&arguments.name, directory, &authority, now);
     let mut files = Files::default();
-    files.public(split.join(CA_CERTIFICATE), ca_pem.clone());
-    files.public(split.join(CLIENT_CERTIFICATE), issued.certificate_pem.clone());
-    files.secret(split.join(CLIENT_KEY), issued.key_pem.clone());
-    files.secret(bundle.clone(), directory::bundle(&issued, &ca_pem));
+    directory::plan_client(&mut files, directory, &arguments.name, &issued, &ca_pem);
     files.write(arguments.force)?;
 
     let mut out = io::stdout().lock();

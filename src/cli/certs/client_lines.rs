@@ -1,6 +1,7 @@
 //! What to type on a client.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -13,22 +14,27 @@ const PORT: u16 = 10809;
 
 /// A server, as clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     host: Host,
     port: u16,
 }
 
 /// Where the client's files are, absolute: nbd-client goes to the background, and to `/`.
-pub(super) struct ClientFiles {
+pub(crate) struct ClientFiles {
     /// Key, certificate and CA in one file.
-    pub(super) bundle: PathBuf,
+    pub(crate) bundle: PathBuf,
     /// The three of them on their own.
-    pub(super) directory: PathBuf,
+    pub(crate) directory: PathBuf,
 }
 
 impl Target {
-    pub(super) fn of(host: Host) -> Self {
+    pub(crate) fn of(host: Host) -> Self {
         Self { host, port: PORT }
+    }
+
+    /// A server of this host.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { host: Host::Address(address.ip()), port: address.port() }
     }
 
     /// `HOST`, `HOST:PORT`, `[V6]` or `[V6]:PORT`.
@@ -82,7 +88,13 @@ impl Target {
 
     /// Without `-keyfile` it would send no certificate, and without `-cacertfile` it would take any
     /// server for the right one.
-    fn nbd_client(&self, mode: &str, device: &str, export: &str, files: &ClientFiles) -> String {
+    pub(crate) fn nbd_client(
+        &self,
+        mode: &str,
+        device: &str,
+        export: &str,
+        files: &ClientFiles,
+    ) -> String {
         let mut words = vec!["nbd-client".to_owned()];
         let mut add = |word: &str| {
             if !word.is_empty() {
@@ -130,7 +142,8 @@ impl Target {
         lines
     }
 
-    fn uri(&self, export: &str, files: &ClientFiles) -> String {
+    /// What libnbd is told.
+    pub(crate) fn uri(&self, export: &str, files: &ClientFiles) -> String {
         let host = match &self.host {
             Host::Address(std::net::IpAddr::V6(address)) => format!("[{address}]"),
             Host::Address(std::net::IpAddr::V4(_)) | Host::Dns(_) => self.host.to_string(),
@@ -143,7 +156,8 @@ impl Target {
         )
     }
 
-    fn qemu_img(&self, export: &str, files: &ClientFiles) -> String {
+    /// What QEMU is told.
+    pub(crate) fn qemu_img(&self, export: &str, files: &ClientFiles) -> String {
         // QEMU's option lists have their own quoting.
         let comma = |text: &str| text.replace(',', ",,");
         let credentials = format!(

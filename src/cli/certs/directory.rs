@@ -19,10 +19,10 @@ pub(super) const CA_CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";
 pub(super) const CA_CRL: &str = "ca-crl.pem";
 pub(super) const SERVER_CERTIFICATE: &str = "server-cert.pem";
-pub(super) const SERVER_KEY: &str = "server-key.pem";
+const SERVER_KEY: &str = "server-key.pem";
 pub(super) const SERVER_BUNDLE: &str = "srv.pem";
 pub(super) const CLIENT_CERTIFICATE: &str = "client-cert.pem";
-pub(super) const CLIENT_KEY: &str = "client-key.pem";
+const CLIENT_KEY: &str = "client-key.pem";
 
 /// Files of the directory that no client may be named after.
 pub(super) const FIXED: [&str; 6] =
@@ -195,7 +195,22 @@ pub(super) fn plan_server(files: &mut Files, directory: &Path, server: &Issued, 
     files.secret(path(SERVER_BUNDLE), bundle(server, ca_pem));
 }
 
+/// Plans the files of a client.
+pub(super) fn plan_client(
+    files: &mut Files,
+    directory: &Path,
+    name: &ClientName,
+    client: &Issued,
+    ca_pem: &str,
+) {
+    let split = directory.join(name.as_str());
+    files.public(split.join(CA_CERTIFICATE), ca_pem.to_owned());
+    files.public(split.join(CLIENT_CERTIFICATE), client.certificate_pem.clone());
+    files.secret(split.join(CLIENT_KEY), client.key_pem.clone());
+    files.secret(directory.join(name.bundle()), bundle(client, ca_pem));
+}
+
 /// Key, certificate and CA in one file.
-pub(super) fn bundle(issued: &Issued, ca_pem: &str) -> String {
+fn bundle(issued: &Issued, ca_pem: &str) -> String {
     [&*issued.key_pem, &issued.certificate_pem, ca_pem].concat()
 }

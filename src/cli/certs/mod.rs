@@ -3,6 +3,7 @@
 mod client;
 mod client_lines;
 mod client_name;
+pub(crate) mod demo;
 mod directory;
 mod files;
 mod init;
@@ -10,6 +11,8 @@ mod report;
 mod revoke;
 mod server;
 mod show;
+
+pub(crate) use self::client_lines::{ClientFiles, Target};
 
 use crate::cli::Failure;
 
