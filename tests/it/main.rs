@@ -20,6 +20,7 @@ mod layers;
 mod limits;
 mod negotiation;
 mod pack;
+mod readme;
 mod shutdown;
 mod support;
 mod transmission;
