@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 
 use aws_lc_rs::rand;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
@@ -162,6 +163,13 @@ impl Authority {
         let issued = issued(&certificate, &key, validity);
         let authority = Self::from_der(certificate.der(), &key.serialize_der())?;
         Ok((authority, issued))
+    }
+
+    /// The certificate, in PEM.
+    #[must_use]
+    pub fn certificate_pem(&self) -> String {
+        let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        pem::encode_config(&Pem::new("CERTIFICATE", self.certificate.as_ref()), config)
     }
 
     /// Takes up an authority that exists. Its certificate and key are in DER, the key in any of

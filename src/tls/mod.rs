@@ -40,6 +40,6 @@ pub use self::handshake::{Cause, HandshakeFailure};
 pub use self::identity::{Fingerprint, FingerprintError, IdentityError, PeerIdentity};
 pub use self::material::Material;
 pub use self::pattern::{UriPattern, UriPatternError};
-pub use self::pem::{FileError, FileErrorKind, read_certificates};
+pub use self::pem::{FileError, FileErrorKind, Pem, read_certificates};
 pub use self::rules::{Decision, Rule, RuleError, Rules};
 pub use self::sources::{ServerFiles, Sources};

@@ -72,17 +72,21 @@ pub enum FileErrorKind {
 
 impl FileErrorKind {
     /// Whether there is no such file.
-    pub(super) fn is_absent(&self) -> bool {
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
         matches!(self, Self::Open(error) if error.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// What a file holds, in the order in which it holds it.
+/// What a file holds, each kind in the order in which it holds it.
 #[derive(Debug)]
-pub(super) struct Pem {
-    pub(super) keys: Vec<PrivateKeyDer<'static>>,
-    pub(super) certificates: Vec<CertificateDer<'static>>,
-    pub(super) crls: Vec<CertificateRevocationListDer<'static>>,
+pub struct Pem {
+    /// Private keys, PKCS#8, PKCS#1 or SEC1.
+    pub keys: Vec<PrivateKeyDer<'static>>,
+    /// Certificates.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// Revocation lists.
+    pub crls: Vec<CertificateRevocationListDer<'static>>,
     /// Who may read the file. Taken from the open file, so it is that of what was read and not of
     /// a link to it.
     pub(super) access: Access,
@@ -116,7 +120,11 @@ impl Access {
 
 impl Pem {
     /// Reads a file of at most so many bytes.
-    pub(super) fn read(file: &Path, bytes_max: u64) -> Result<Self, FileError> {
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if it cannot be read, or is not PEM.
+    pub fn read(file: &Path, bytes_max: u64) -> Result<Self, FileError> {
         Self::read_kind(file, bytes_max).map_err(|kind| FileError { file: file.into(), kind })
     }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::cli::Failure;
 use crate::cli::certs::client_lines::{ClientFiles, Target, quoted};
 use crate::cli::certs::client_name::ClientName;
-use crate::cli::certs::directory::{self, CA_CERTIFICATE, Leaf, SERVER_CERTIFICATE};
+use crate::cli::certs::directory::{self, Leaf, SERVER_CERTIFICATE};
 use crate::cli::certs::files::Files;
 use crate::cli::certs::{init, report};
 use crate::cli::escape::Escaped;
@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let directory = &arguments.directory;
     let now = OffsetDateTime::now_utc();
     let authority = directory::authority(directory, now)?;
-    let ca_pem = directory::certificate_pem(&directory.join(CA_CERTIFICATE))?;
+    let ca_pem = authority.certificate_pem();
     let targets = targets(arguments)?;
     let client = Client {
         common_name: arguments.name.as_str().to_owned(),

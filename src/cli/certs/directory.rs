@@ -1,19 +1,18 @@
 //! The directory of a PKI: which file is what, and how it is read.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer as _, GeneralName};
 
 use crate::cli::Failure;
 use crate::cli::certs::client_name::ClientName;
 use crate::cli::certs::files::Files;
 use crate::tls::issue::{Authority, Host, Issued};
+use crate::tls::pem::CRLS_BYTES_MAX;
 use crate::tls::revocation_list::RevocationList;
+use crate::tls::{FileError, Pem};
 
 pub(super) const CA_CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";
@@ -28,91 +27,53 @@ const CLIENT_KEY: &str = "client-key.pem";
 pub(super) const FIXED: [&str; 6] =
     [CA_CERTIFICATE, CA_KEY, CA_CRL, SERVER_CERTIFICATE, SERVER_KEY, SERVER_BUNDLE];
 
-/// Largest file that is read, in bytes. A revocation list of a hundred thousand entries has less.
-const FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// Why a file of certificates cannot be read.
+/// Why a file of certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
-    #[error("cannot read {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{} is larger than any file of certificates", .0.display())]
-    TooLarge(PathBuf),
-    #[error("{}: the PEM is damaged", path.display())]
-    Pem { path: PathBuf, source: x509_parser::error::PEMError },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{} holds no {what} in PEM", path.display())]
     Missing { path: PathBuf, what: &'static str },
     #[error("{}: the certificate cannot be parsed", .0.display())]
     Certificate(PathBuf),
 }
 
-/// All PEM blocks of a file.
-pub(super) fn blocks(path: &Path) -> Result<Vec<Pem>, ReadError> {
-    Pem::iter_from_buffer(&read(path)?)
-        .collect::<Result<_, _>>()
-        .map_err(|source| ReadError::Pem { path: path.to_owned(), source })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    let failed = |source| ReadError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(ReadError::TooLarge(path.to_owned()));
+impl ReadError {
+    fn missing(path: &Path, what: &'static str) -> Self {
+        Self::Missing { path: path.to_owned(), what }
     }
-    Ok(bytes)
+
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::File(error) if error.kind.is_absent())
+    }
 }
 
-/// The first block of a kind.
-fn block(path: &Path, what: &'static str, is: fn(&str) -> bool) -> Result<Pem, ReadError> {
-    blocks(path)?
-        .into_iter()
-        .find(|block| is(&block.label))
-        .ok_or_else(|| ReadError::Missing { path: path.to_owned(), what })
-}
-
-pub(super) fn is_certificate(label: &str) -> bool {
-    label == "CERTIFICATE"
-}
-
-pub(super) fn is_crl(label: &str) -> bool {
-    label == "X509 CRL"
-}
-
-pub(super) fn is_key(label: &str) -> bool {
-    label == "PRIVATE KEY" || label.ends_with(" PRIVATE KEY")
+/// What a file holds. Revocation lists are what makes one large.
+pub(super) fn read(path: &Path) -> Result<Pem, ReadError> {
+    Ok(Pem::read(path, CRLS_BYTES_MAX)?)
 }
 
 /// The authority of a directory, if its time is not over.
 pub(super) fn authority(directory: &Path, now: OffsetDateTime) -> Result<Authority, Failure> {
     let path = directory.join(CA_CERTIFICATE);
-    let certificate = match block(&path, "certificate", is_certificate) {
-        Err(ReadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+    let pem = match read(&path) {
+        Err(error) if error.is_absent() => {
             return Err(Failure::failed(format!(
                 "there is no CA in {}: make one with `hexz-nbd certs init {} --host NAME`",
                 directory.display(),
                 directory.display()
             )));
         }
-        certificate => certificate?,
+        pem => pem?,
     };
-    let key = block(&directory.join(CA_KEY), "private key", is_key)?;
-    let authority = Authority::from_der(&certificate.contents, &key.contents)?;
+    let certificate = pem.certificates.into_iter().next();
+    let certificate = certificate.ok_or_else(|| ReadError::missing(&path, "certificate"))?;
+    let path = directory.join(CA_KEY);
+    let key = read(&path)?.keys.into_iter().next();
+    let key = key.ok_or_else(|| ReadError::missing(&path, "private key"))?;
+    let authority = Authority::from_der(&certificate, key.secret_der())?;
     authority.check_time(now)?;
     Ok(authority)
-}
-
-/// The first certificate of a file as it stands there, without what is around it.
-pub(super) fn certificate_pem(path: &Path) -> Result<String, ReadError> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let text = String::from_utf8_lossy(&read(path)?).into_owned();
-    let pem = text.find(BEGIN).and_then(|begin| {
-        let (inside, _) = text.get(begin..)?.split_once(END)?;
-        Some(format!("{inside}{END}\n"))
-    });
-    pem.ok_or_else(|| ReadError::Missing { path: path.to_owned(), what: "certificate" })
 }
 
 /// Where the certificate of a client is. Its one file may have been moved to the client.
@@ -127,9 +88,14 @@ pub(super) fn revocation_list(
     directory: &Path,
     authority: &Authority,
 ) -> Result<Option<RevocationList>, Failure> {
-    match block(&directory.join(CA_CRL), "revocation list", is_crl) {
-        Ok(block) => Ok(Some(RevocationList::from_der(&block.contents, authority)?)),
-        Err(ReadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+    let path = directory.join(CA_CRL);
+    match read(&path) {
+        Ok(pem) => {
+            let list = pem.crls.into_iter().next();
+            let list = list.ok_or_else(|| ReadError::missing(&path, "revocation list"))?;
+            Ok(Some(RevocationList::from_der(&list, authority)?))
+        }
+        Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -143,8 +109,8 @@ pub(super) struct Leaf {
 }
 
 pub(super) fn leaf(path: &Path) -> Result<Leaf, ReadError> {
-    for block in blocks(path)?.into_iter().filter(|block| is_certificate(&block.label)) {
-        let Ok(([], certificate)) = X509Certificate::from_der(&block.contents) else {
+    for der in read(path)?.certificates {
+        let Ok(([], certificate)) = X509Certificate::from_der(&der) else {
             return Err(ReadError::Certificate(path.to_owned()));
         };
         if !certificate.is_ca() {
@@ -152,17 +118,17 @@ pub(super) fn leaf(path: &Path) -> Result<Leaf, ReadError> {
                 serial: certificate.raw_serial().to_vec(),
                 not_after: certificate.validity().not_after.to_datetime(),
                 hosts: hosts(&certificate),
-                der: block.contents,
+                der: der.to_vec(),
             });
         }
     }
-    Err(ReadError::Missing { path: path.to_owned(), what: "certificate of a server or client" })
+    Err(ReadError::missing(path, "certificate of a server or client"))
 }
 
 /// The leaf in a file, if there is the file.
 pub(super) fn leaf_if_any(path: &Path) -> Result<Option<Leaf>, ReadError> {
     match leaf(path) {
-        Err(ReadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.is_absent() => Ok(None),
         leaf => leaf.map(Some),
     }
 }

@@ -23,10 +23,6 @@ pub(super) enum Report {
     RevocationList(RevocationListReport),
     /// Nothing is said of it but that it is there.
     PrivateKey,
-    /// Something that has nothing to do with TLS, or is not known.
-    Other {
-        label: String,
-    },
 }
 
 #[derive(Debug, Serialize)]
@@ -101,24 +97,25 @@ impl Status {
 }
 
 impl Report {
-    /// Reads a block. `None` if it is not what it is said to be.
-    pub(super) fn of(
-        block: x509_parser::pem::Pem,
+    /// Reads a certificate. `None` if it is none.
+    pub(super) fn certificate(
+        der: &[u8],
         now: OffsetDateTime,
         soon: Option<Duration>,
     ) -> Option<Self> {
-        if directory::is_certificate(&block.label) {
-            let Ok(([], certificate)) = parse_x509_certificate(&block.contents) else {
-                return None;
-            };
-            Some(Self::Certificate(CertificateReport::of(&certificate, &block.contents, now, soon)))
-        } else if directory::is_crl(&block.label) {
-            RevocationListReport::of(&block.contents, now, soon).map(Self::RevocationList)
-        } else if directory::is_key(&block.label) {
-            Some(Self::PrivateKey)
-        } else {
-            Some(Self::Other { label: block.label })
-        }
+        let Ok(([], certificate)) = parse_x509_certificate(der) else {
+            return None;
+        };
+        Some(Self::Certificate(CertificateReport::of(&certificate, der, now, soon)))
+    }
+
+    /// Reads a revocation list. `None` if it is none.
+    pub(super) fn revocation_list(
+        der: &[u8],
+        now: OffsetDateTime,
+        soon: Option<Duration>,
+    ) -> Option<Self> {
+        RevocationListReport::of(der, now, soon).map(Self::RevocationList)
     }
 
     /// How much of its life is left, and what to call it, if it has an end.
@@ -126,7 +123,7 @@ impl Report {
         match self {
             Self::Certificate(certificate) => Some((certificate.status, &certificate.subject)),
             Self::RevocationList(list) => Some((list.status, &list.issuer)),
-            Self::PrivateKey | Self::Other { .. } => None,
+            Self::PrivateKey => None,
         }
     }
 }

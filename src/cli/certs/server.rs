@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use time::OffsetDateTime;
 
 use crate::cli::Failure;
-use crate::cli::certs::directory::{self, CA_CERTIFICATE, SERVER_CERTIFICATE};
+use crate::cli::certs::directory::{self, SERVER_CERTIFICATE};
 use crate::cli::certs::files::Files;
 use crate::cli::certs::{init, report};
 use crate::tls::issue::{Host, Validity};
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let hosts = init::with_loopback(&hosts);
     let validity = Validity::days(now, arguments.days)?.within(authority.not_after());
     let server = authority.server(&hosts, validity)?;
-    let ca_pem = directory::certificate_pem(&directory.join(CA_CERTIFICATE))?;
+    let ca_pem = authority.certificate_pem();
 
     let mut files = Files::default();
     directory::plan_server(&mut files, directory, &server, &ca_pem);

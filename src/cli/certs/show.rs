@@ -65,20 +65,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn read(path: &Path, now: OffsetDateTime, soon: Option<Duration>) -> Result<Vec<Shown>, Failure> {
     let file = path.to_string_lossy().into_owned();
-    let blocks = directory::blocks(path)?;
-    if blocks.is_empty() {
-        return Err(Failure::failed(format!("{file} holds nothing in PEM")));
+    let pem = directory::read(path)?;
+    let broken = |what: &str| Failure::failed(format!("{file}: the {what} cannot be parsed"));
+    let mut reports: Vec<_> = pem.keys.iter().map(|_| Report::PrivateKey).collect();
+    for der in &pem.certificates {
+        let report = Report::certificate(der, now, soon);
+        reports.push(report.ok_or_else(|| broken("certificate"))?);
     }
-    blocks
-        .into_iter()
-        .map(|block| {
-            let label = block.label.clone();
-            match Report::of(block, now, soon) {
-                Some(report) => Ok(Shown { file: file.clone(), report }),
-                None => Err(Failure::failed(format!("{file}: the {label} cannot be parsed"))),
-            }
-        })
-        .collect()
+    for der in &pem.crls {
+        let report = Report::revocation_list(der, now, soon);
+        reports.push(report.ok_or_else(|| broken("revocation list"))?);
+    }
+    if reports.is_empty() {
+        return Err(Failure::failed(format!("{file} holds nothing that could be shown")));
+    }
+    Ok(reports.into_iter().map(|report| Shown { file: file.clone(), report }).collect())
 }
 
 /// What has expired or soon will, if anything.
@@ -109,7 +110,6 @@ impl Shown {
                 write_revocation_list(list, out)
             }
             Report::PrivateKey => writeln!(out, "{file}: private key, not shown"),
-            Report::Other { label } => writeln!(out, "{file}: {}, not shown", Escaped(label)),
         }
     }
 }
