@@ -15,8 +15,10 @@ use tokio::time::{Instant, timeout};
 use crate::export::Export;
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::Ending;
-use crate::nbd::wire::Errno;
-use crate::nbd::{BadMagic, Channel, Negotiation, Outbox, Piece, Progress, Read, Transmission};
+use crate::nbd::{
+    BadMagic, Channel, Entered, Negotiation, Outbox, Piece, Progress, Read, ReadFailure,
+    Transmission,
+};
 use crate::server::Shared;
 
 /// Room for what a client sends, in bytes: 146 requests.
@@ -117,11 +119,12 @@ async fn converse(
         chosen = negotiation => chosen.map_err(|_| SessionError::NegotiationTimeout)??,
         () = shared.stop.cancelled() => return Ok("shutdown"),
     };
-    let Some((export, outbox)) = chosen else {
+    let Some((Entered { export, replies }, outbox)) = chosen else {
         return Ok("aborted by the client");
     };
     tracing::info!(%peer, export = ?export.info().name, "opened");
-    let session = Transmission::new(export.info().size_bytes, shared.limits.owed_bytes_max, outbox);
+    let owed_bytes_max = shared.limits.owed_bytes_max;
+    let session = Transmission::new(export.info().size_bytes, replies, owed_bytes_max, outbox);
     let ending = transmit(reader, writer, input, session, &export, shared, summary).await?;
     Ok(match ending {
         Some(Ending::Disconnected) => "disconnected by the client",
@@ -136,14 +139,14 @@ async fn negotiate(
     writer: &mut (impl AsyncWrite + Unpin),
     input: &mut BytesMut,
     shared: &Shared,
-) -> Result<Option<(Arc<Export>, Outbox)>, SessionError> {
+) -> Result<Option<(Entered<Arc<Export>>, Outbox)>, SessionError> {
     let mut outbox = Outbox::default();
     let mut negotiation =
         Negotiation::new(Channel::Plain(Arc::clone(&shared.catalogue)), &mut outbox);
     loop {
         let progress = negotiation.advance(input, &mut outbox);
-        if let Ok(Progress::Enter(export)) = progress {
-            return Ok(Some((export, outbox)));
+        if let Ok(Progress::Enter(entered)) = progress {
+            return Ok(Some((entered, outbox)));
         }
         // Before the next option is looked at, so that nobody piles up answers.
         writer.write_all_buf(&mut outbox).await?;
@@ -213,7 +216,7 @@ async fn transmit(
     }
 }
 
-type Fetched = Result<(Read, Result<Vec<Piece>, Errno>), tokio::task::JoinError>;
+type Fetched = Result<(Read, Result<Vec<Piece>, ReadFailure>), tokio::task::JoinError>;
 
 /// Reads what is not in the cache, where that stalls nobody, when a decoder is free.
 fn fetch(

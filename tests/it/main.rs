@@ -20,6 +20,7 @@ mod limits;
 mod negotiation;
 mod pack;
 mod shutdown;
+mod structured;
 mod support;
 mod transmission;
 mod upstream;
