@@ -18,7 +18,7 @@ use std::thread;
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::nbd::{Outbox, Piece, Transmission};
+use hexz_nbd::nbd::{Outbox, Piece, Replies, Transmission};
 use hexz_nbd::server::{Endpoint, Insecure, Limits, Policy, Server};
 use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
 use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
@@ -142,17 +142,19 @@ fn snapshot(criterion: &mut Criterion) {
 fn nbd(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("nbd");
     let request = request(1, 0, 4096);
-    let mut session = Transmission::new(1 << 30, 1 << 30, Outbox::default());
     let data = bytes::Bytes::from(vec![7; 4096]);
-    group.bench_function("request-to-reply/cached/4KiB", |b| {
-        b.iter(|| {
-            let mut input = BytesMut::from(&request[..]);
-            let read = session.next_read(&mut input).unwrap().unwrap();
-            session.reply(read, Ok(vec![Piece::Data(data.clone())]));
-            let owed = bytes::Buf::remaining(session.outbox());
-            bytes::Buf::advance(session.outbox(), owed);
+    for (condition, replies) in [("cached", Replies::Simple), ("structured", Replies::Structured)] {
+        let mut session = Transmission::new(1 << 30, replies, 1 << 30, Outbox::default());
+        group.bench_function(format!("request-to-reply/{condition}/4KiB"), |b| {
+            b.iter(|| {
+                let mut input = BytesMut::from(&request[..]);
+                let read = session.next_read(&mut input).unwrap().unwrap();
+                session.reply(read, Ok(vec![Piece::Data(data.clone())]));
+                let owed = bytes::Buf::remaining(session.outbox());
+                bytes::Buf::advance(session.outbox(), owed);
+            });
         });
-    });
+    }
     group.finish();
 }
 

@@ -3,9 +3,10 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use hexz_nbd::nbd::limits::OWED_BYTES_MAX;
+use hexz_nbd::nbd::wire::Errno;
 use hexz_nbd::nbd::{
     Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Piece,
-    Progress, Transmission,
+    Progress, ReadFailure, Replies, Transmission,
 };
 use hexz_nbd::snapshot::format::index::{decode_page, encode_page};
 use hexz_nbd::snapshot::format::{Family, PageRecord};
@@ -79,14 +80,26 @@ pub(crate) fn snapshot(bytes: &[u8]) {
 }
 
 /// What a client is answered does not depend on how its bytes are cut into packets.
+///
+/// The client says what it says, and once more after asking for structured replies.
 pub(crate) fn session(bytes: &[u8]) {
-    let whole = converse(bytes, bytes.len().max(1));
-    for packet in [1, 3, 28, 100] {
-        assert_eq!(converse(bytes, packet), whole, "in packets of {packet}");
+    const STRUCTURED_REPLY: &[u8] = b"IHAVEOPT\0\0\0\x08\0\0\0\0";
+    let (flags, rest) = bytes.split_at(bytes.len().min(4));
+    for bytes in [bytes, &[flags, STRUCTURED_REPLY, rest].concat()] {
+        let whole = converse(bytes, bytes.len().max(1));
+        for packet in [1, 3, 28, 100] {
+            assert!(converse(bytes, packet) == whole, "in packets of {packet}");
+        }
     }
 }
 
 const DISK_BYTES: u64 = 100_000;
+
+/// Data and holes of this many bytes take turns on the disk.
+const RUN_BYTES: u64 = 1000;
+
+/// From here on the disk is damaged.
+const DAMAGED_FROM: u64 = 77_777;
 
 struct OneDisk;
 
@@ -122,12 +135,12 @@ fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
     let (mut sent, mut input, mut outbox) = (Vec::new(), BytesMut::new(), Outbox::default());
     let mut negotiation = Negotiation::new(Channel::Plain(OneDisk), &mut outbox);
     let mut packets = bytes.chunks(packet);
-    let disk = loop {
+    let entered = loop {
         let progress = negotiation.advance(&mut input, &mut outbox);
         sent.extend_from_slice(&outbox.copy_to_bytes(outbox.remaining()));
         match progress {
             Ok(Progress::Answered) => {}
-            Ok(Progress::Enter(disk)) => break disk,
+            Ok(Progress::Enter(entered)) => break entered,
             Ok(Progress::Aborted | Progress::StartTls(_)) | Err(_) => return (sent, true),
             Ok(Progress::NeedsInput) => match packets.next() {
                 Some(packet) => input.extend_from_slice(packet),
@@ -135,22 +148,91 @@ fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
             },
         }
     };
-    let mut session = Transmission::new(disk.info().size_bytes, OWED_BYTES_MAX, outbox);
-    loop {
-        let Ok(read) = session.next_read(&mut input) else { return (sent, true) };
+    let (size, replies) = (entered.export.info().size_bytes, entered.replies);
+    let mut session = Transmission::new(size, replies, OWED_BYTES_MAX, outbox);
+    let negotiated = sent.len();
+    let hung_up = loop {
+        let read = session.next_read(&mut input);
         let outbox = session.outbox();
         sent.extend_from_slice(&outbox.copy_to_bytes(outbox.remaining()));
+        let Ok(read) = read else { break true };
         if let Some(read) = read {
-            assert!(read.offset + u64::from(read.length) <= DISK_BYTES);
-            let data = Piece::Data(Bytes::from(vec![7; read.length as usize]));
-            session.reply(read, Ok(vec![data]));
+            let outcome = read_disk(read.offset, read.length);
+            session.reply(read, outcome);
         } else if session.is_over() {
-            return (sent, true);
+            break true;
         } else {
             match packets.next() {
                 Some(packet) => input.extend_from_slice(packet),
-                None => return (sent, false),
+                None => break false,
             }
+        }
+    };
+    if replies == Replies::Structured {
+        check_chunks(&sent[negotiated..]);
+    }
+    (sent, hung_up)
+}
+
+fn read_disk(offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
+    let (mut pieces, mut position, end) = (Vec::new(), offset, offset + u64::from(length));
+    assert!(end <= DISK_BYTES);
+    while position < end {
+        if position >= DAMAGED_FROM {
+            return Err(ReadFailure { before: pieces, error: Errno::EIO, message: "damaged" });
+        }
+        let run = position / RUN_BYTES;
+        let run_end = ((run + 1) * RUN_BYTES).min(DAMAGED_FROM).min(end);
+        pieces.push(if run.is_multiple_of(2) {
+            let run_bytes = usize::try_from(run_end - position).unwrap();
+            Piece::Data(Bytes::from(vec![7; run_bytes]))
+        } else {
+            Piece::Zeros(run_end - position)
+        });
+        position = run_end;
+    }
+    Ok(pieces)
+}
+
+/// Structured replies can be told apart without knowing the requests, and say what is on the disk.
+fn check_chunks(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        assert_eq!(bytes.get_u32(), 0x668e_33ef);
+        let (flags, kind) = (bytes.get_u16(), bytes.get_u16());
+        let _cookie = bytes.get_u64();
+        let length = usize::try_from(bytes.get_u32()).unwrap();
+        let (mut payload, rest) = bytes.split_at(length);
+        bytes = rest;
+        match kind {
+            0 => assert_eq!((flags, length), (1, 0)),
+            1 => {
+                let position = payload.get_u64();
+                assert!(!payload.is_empty());
+                for (number, byte) in payload.iter().enumerate() {
+                    let run = (position + number as u64) / RUN_BYTES;
+                    assert_eq!(*byte, if run.is_multiple_of(2) { 7 } else { 0 });
+                }
+                assert!(position + payload.len() as u64 <= DAMAGED_FROM);
+            }
+            2 => {
+                let (position, hole) = (payload.get_u64(), u64::from(payload.get_u32()));
+                assert!(hole != 0 && payload.is_empty());
+                assert_eq!(position / RUN_BYTES, (position + hole - 1) / RUN_BYTES);
+                assert_eq!(position / RUN_BYTES % 2, 1);
+            }
+            0x8001 | 0x8002 => {
+                assert!(flags == 1 && payload.get_u32() != 0);
+                let (message, mut place) = {
+                    let length = usize::from(payload.get_u16());
+                    payload.split_at(length)
+                };
+                assert!(!std::str::from_utf8(message).unwrap().is_empty());
+                if kind == 0x8002 {
+                    assert!((DAMAGED_FROM..DISK_BYTES).contains(&place.get_u64()));
+                }
+                assert!(place.is_empty());
+            }
+            other => panic!("a chunk of type {other}"),
         }
     }
 }

@@ -88,7 +88,9 @@ impl Exports {
                         open.insert(one, opened);
                     }
                     // What cannot be exported does not keep the rest from being served.
-                    Err(error) => tracing::warn!(file = ?one.path, %error, "not exported"),
+                    Err(error) => {
+                        tracing::warn!(file = %one.path.display(), %error, "not exported")
+                    }
                 }
             }
             if open.len() == before {

@@ -101,7 +101,7 @@ fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure>
     }
     for export in catalogue.iter().filter(|export| access.forgets(&export.info().name)) {
         tracing::warn!(
-            export = ?export.info().name,
+            export = export.info().name.as_str(),
             "nobody may read this export: others have rules, and it has none"
         );
     }
@@ -217,10 +217,10 @@ async fn serve(
         let info = export.info();
         for endpoint in &endpoints {
             tracing::info!(
-                name = ?info.name,
+                name = info.name.as_str(),
                 uri = uri(endpoint, &info.name, has_tls),
                 size_bytes = info.size_bytes,
-                description = ?info.description,
+                description = info.description.as_str(),
                 "export"
             );
         }

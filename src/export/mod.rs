@@ -7,8 +7,8 @@ pub use self::catalogue::{Catalogue, CatalogueError, View};
 use std::sync::Arc;
 
 use crate::nbd::wire::Errno;
-use crate::nbd::{ExportInfo, NegotiatedExport, Piece};
-use crate::snapshot::{Content, Error, ErrorKind, File, Slice, Stream};
+use crate::nbd::{ExportInfo, NegotiatedExport, Piece, ReadFailure};
+use crate::snapshot::{Content, Error, ErrorKind, File, Interrupted, Slice, Stream};
 
 /// How a snapshot is exported.
 #[derive(Debug, Clone)]
@@ -120,13 +120,15 @@ impl Export {
     ///
     /// # Errors
     ///
-    /// The number for the client. What is wrong and where goes to the log.
-    pub fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, Errno> {
-        match self.file.slices(self.stream, offset, u64::from(length)) {
+    /// What the client may know, and the bytes before the failure. The file, and where in it,
+    /// goes to the log.
+    pub fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
+        match self.file.slices_or_part(self.stream, offset, u64::from(length)) {
             Ok(slices) => Ok(pieces(slices)),
-            Err(error) => {
-                tracing::info!(export = ?self.info.name, offset, length, %error, "read failed");
-                Err(errno(&error))
+            Err(Interrupted { before, error }) => {
+                tracing::info!(export = self.info.name.as_str(), offset, length, %error, "read failed");
+                let (errno, message) = for_clients(&error);
+                Err(ReadFailure { before: pieces(before), error: errno, message })
             }
         }
     }
@@ -148,9 +150,28 @@ fn pieces(slices: Vec<Slice>) -> Vec<Piece> {
         .collect()
 }
 
-/// What an error of the snapshot means to a client.
-fn errno(error: &Error) -> Errno {
-    if matches!(error.kind, ErrorKind::OutOfRange { .. }) { Errno::EINVAL } else { Errno::EIO }
+/// What an error of the snapshot means to a client, and to the person there, who must not learn
+/// what the server's files are called or what is in them.
+fn for_clients(error: &Error) -> (Errno, &'static str) {
+    match &error.kind {
+        ErrorKind::OutOfRange { .. } => {
+            (Errno::EINVAL, "the read reaches past the end of the export")
+        }
+        ErrorKind::Block { .. } => (Errno::EIO, "a block of the snapshot is damaged"),
+        ErrorKind::Corrupt(_) => (Errno::EIO, "the index of the snapshot is damaged"),
+        ErrorKind::Read { .. } => (Errno::EIO, "the storage of the snapshot cannot be read"),
+        // Those of opening a file, which a read does not meet.
+        ErrorKind::Open(_)
+        | ErrorKind::NotAFile
+        | ErrorKind::Header(_)
+        | ErrorKind::Ambiguous { .. }
+        | ErrorKind::StreamSize { .. }
+        | ErrorKind::NeedsKey
+        | ErrorKind::NotEncrypted
+        | ErrorKind::NeedsParents { .. }
+        | ErrorKind::WrongCompressor { .. }
+        | ErrorKind::Dictionary { .. } => (Errno::EIO, "the snapshot cannot be read"),
+    }
 }
 
 /// Facts about the snapshot in one line.
@@ -195,6 +216,17 @@ mod tests {
     fn a_snapshot_without_a_size_is_refused_with_the_way_out() {
         let error = export("v082-blockdev-size0.hxz", Stream::Main, false).unwrap_err();
         assert!(error.to_string().contains("size=index"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_read_gives_the_bytes_before_the_damage_and_no_name_of_a_file() {
+        let damaged = export("h-flip-block.hxz", Stream::Main, false).unwrap();
+        let failure = damaged.read(0, 421_000).unwrap_err();
+        assert_eq!(failure.before.iter().map(Piece::bytes).sum::<u64>(), 232_213);
+        assert_eq!(failure.error, Errno::EIO);
+        assert_eq!(failure.message, "a block of the snapshot is damaged");
+        let failure = damaged.read(420_999, 2).unwrap_err();
+        assert_eq!((failure.before, failure.error), (vec![], Errno::EINVAL));
     }
 
     #[test]

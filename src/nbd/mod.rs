@@ -4,6 +4,7 @@
 //! until an export is chosen, [`Transmission`] takes requests and gives replies. Whoever owns the
 //! socket moves bytes between it, the machines and their [`Outbox`].
 
+pub mod chunks;
 pub mod limits;
 pub mod negotiation;
 pub mod option;
@@ -13,10 +14,10 @@ pub mod request;
 pub mod transmission;
 pub mod wire;
 
-pub use self::negotiation::{Channel, Negotiation, Progress, Upgrade};
+pub use self::negotiation::{Channel, Entered, Negotiation, Progress, Upgrade};
 pub use self::outbox::Outbox;
-pub use self::reply::Piece;
-pub use self::transmission::{Read, Transmission};
+pub use self::reply::{Piece, Replies};
+pub use self::transmission::{Read, ReadFailure, Transmission};
 
 /// What a client may know of an export before it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]

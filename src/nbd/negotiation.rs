@@ -8,14 +8,14 @@ use crate::nbd::limits::{
     OPTIONS_MAX, READ_BYTES_MAX, READ_BYTES_MIN,
 };
 use crate::nbd::option::{self, ClientOption, ExportQuery, OptionHeader, Refusal};
-use crate::nbd::reply::option_reply;
+use crate::nbd::reply::{cut, option_reply};
 use crate::nbd::wire::{
     CLIENT_FLAGS_BYTES, INIT_MAGIC, InfoCode, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
     RESERVED_ZEROS_BYTES, ReplyCode, client_flags, handshake_flags, transmission_flags,
 };
-use crate::nbd::{BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox};
+use crate::nbd::{BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox, Replies};
 
-/// What a read-only export can do. Section "Transmission flags".
+/// What a read-only export can do for every client. Section "Transmission flags".
 const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
     | transmission_flags::READ_ONLY
     | transmission_flags::SEND_FLUSH
@@ -27,6 +27,7 @@ pub struct Negotiation<D> {
     channel: Channel<D>,
     state: State,
     flags: ClientFlags,
+    replies: Replies,
     options: u32,
 }
 
@@ -63,7 +64,8 @@ impl Upgrade {
     #[must_use]
     pub fn negotiate<D: ExportDirectory>(self, directory: D) -> Negotiation<D> {
         let channel = Channel::Tls(directory);
-        Negotiation { channel, state: State::Option, flags: self.0, options: 0 }
+        let (state, replies) = (State::Option, Replies::Simple);
+        Negotiation { channel, state, flags: self.0, replies, options: 0 }
     }
 }
 
@@ -84,13 +86,22 @@ pub enum Progress<E> {
     NeedsInput,
     /// An option was answered. The client should get the answer before the next one is looked at.
     Answered,
-    /// Transmission begins with this export. What is left of the input belongs to it.
-    Enter(E),
+    /// Transmission begins. What is left of the input belongs to it.
+    Enter(Entered<E>),
     /// The client was told that TLS begins. Nothing that it sent before the end of the handshake
     /// may be looked at, so what is left of the input ends the session.
     StartTls(Upgrade),
     /// The client said goodbye and was answered.
     Aborted,
+}
+
+/// What a client chose.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entered<E> {
+    /// The export.
+    pub export: E,
+    /// How requests are answered.
+    pub replies: Replies,
 }
 
 /// What a client did that ends the session without a word.
@@ -131,6 +142,7 @@ enum Step<E> {
     Describe(E, Facts),
     Enter(E, Facts),
     EnterOldStyle(E),
+    StructuredReplies,
     StartTls,
     Abort,
 }
@@ -172,7 +184,8 @@ impl<D: ExportDirectory> Negotiation<D> {
         outbox.push_copy(&OPTION_MAGIC.to_be_bytes());
         let flags = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
         outbox.push_copy(&flags.to_be_bytes());
-        Self { channel, state: State::ClientFlags, flags: ClientFlags::default(), options: 0 }
+        let (state, replies) = (State::ClientFlags, Replies::Simple);
+        Self { channel, state, flags: ClientFlags::default(), replies, options: 0 }
     }
 
     /// Takes at most one message from the input and puts the answer into the outbox.
@@ -300,6 +313,7 @@ impl<D: ExportDirectory> Negotiation<D> {
                 Some(export) => Step::Enter(export, Facts::from(&query)),
                 None => Step::Refuse(self.unknown_export(query.name)),
             },
+            ClientOption::StructuredReply => Step::StructuredReplies,
             ClientOption::Unknown => Step::Refuse(Refusal {
                 code: ReplyCode::ERR_UNSUP,
                 message: "this server does not know the option",
@@ -347,7 +361,7 @@ impl<D: ExportDirectory> Negotiation<D> {
     }
 
     fn perform(
-        &self,
+        &mut self,
         option: OptionCode,
         step: Step<D::Export>,
         outbox: &mut Outbox,
@@ -365,21 +379,25 @@ impl<D: ExportDirectory> Negotiation<D> {
                 reply(option, ReplyCode::ACK, &[], outbox);
             }
             Step::Describe(export, facts) => {
-                describe(option, export.info(), &facts, outbox);
+                self.describe(option, export.info(), &facts, outbox);
                 reply(option, ReplyCode::ACK, &[], outbox);
             }
             Step::Enter(export, facts) => {
-                describe(option, export.info(), &facts, outbox);
+                self.describe(option, export.info(), &facts, outbox);
                 reply(option, ReplyCode::ACK, &[], outbox);
-                return Progress::Enter(export);
+                return Progress::Enter(Entered { export, replies: self.replies });
             }
             Step::EnterOldStyle(export) => {
                 outbox.push_copy(&export.info().size_bytes.to_be_bytes());
-                outbox.push_copy(&TRANSMISSION_FLAGS.to_be_bytes());
+                outbox.push_copy(&self.transmission_flags().to_be_bytes());
                 if !self.flags.no_zeros {
                     outbox.push_copy(&[0; RESERVED_ZEROS_BYTES]);
                 }
-                return Progress::Enter(export);
+                return Progress::Enter(Entered { export, replies: self.replies });
+            }
+            Step::StructuredReplies => {
+                self.replies = Replies::Structured;
+                reply(option, ReplyCode::ACK, &[], outbox);
             }
             Step::StartTls => {
                 reply(option, ReplyCode::ACK, &[], outbox);
@@ -392,31 +410,40 @@ impl<D: ExportDirectory> Negotiation<D> {
         }
         Progress::Answered
     }
+
+    /// Section "Option reply types", `NBD_REP_INFO`.
+    fn describe(&self, option: OptionCode, info: &ExportInfo, facts: &Facts, outbox: &mut Outbox) {
+        let mut fact = |code: InfoCode, parts: [&[u8]; 2]| {
+            let [first, second] = parts;
+            reply(option, ReplyCode::INFO, &[&code.0.to_be_bytes(), first, second], outbox);
+        };
+        let flags = self.transmission_flags().to_be_bytes();
+        fact(InfoCode::EXPORT, [&info.size_bytes.to_be_bytes(), &flags]);
+        if facts.name {
+            fact(InfoCode::NAME, [cut(&info.name, NAME_BYTES_MAX).as_bytes(), &[]]);
+        }
+        if facts.description && !info.description.is_empty() {
+            fact(InfoCode::DESCRIPTION, [cut(&info.description, NAME_BYTES_MAX).as_bytes(), &[]]);
+        }
+        if facts.block_size {
+            let preferred = preferred_block_bytes(info.preferred_block_bytes);
+            let sizes = [READ_BYTES_MIN, preferred, READ_BYTES_MAX].map(u32::to_be_bytes);
+            fact(InfoCode::BLOCK_SIZE, [sizes.as_flattened(), &[]]);
+        }
+    }
+
+    /// The server "MUST leave this flag clear if structured replies have not been negotiated" is
+    /// said of `SEND_DF`.
+    fn transmission_flags(&self) -> u16 {
+        match self.replies {
+            Replies::Simple => TRANSMISSION_FLAGS,
+            Replies::Structured => TRANSMISSION_FLAGS | transmission_flags::SEND_DF,
+        }
+    }
 }
 
 fn refuse(option: OptionCode, refusal: Refusal, outbox: &mut Outbox) {
     reply(option, refusal.code, &[refusal.message.as_bytes()], outbox);
-}
-
-/// Section "Option reply types", `NBD_REP_INFO`.
-fn describe(option: OptionCode, info: &ExportInfo, facts: &Facts, outbox: &mut Outbox) {
-    let mut fact = |code: InfoCode, parts: [&[u8]; 2]| {
-        let [first, second] = parts;
-        reply(option, ReplyCode::INFO, &[&code.0.to_be_bytes(), first, second], outbox);
-    };
-    let (size, flags) = (info.size_bytes.to_be_bytes(), TRANSMISSION_FLAGS.to_be_bytes());
-    fact(InfoCode::EXPORT, [&size, &flags]);
-    if facts.name {
-        fact(InfoCode::NAME, [cut(&info.name, NAME_BYTES_MAX).as_bytes(), &[]]);
-    }
-    if facts.description && !info.description.is_empty() {
-        fact(InfoCode::DESCRIPTION, [cut(&info.description, NAME_BYTES_MAX).as_bytes(), &[]]);
-    }
-    if facts.block_size {
-        let preferred = preferred_block_bytes(info.preferred_block_bytes);
-        let sizes = [READ_BYTES_MIN, preferred, READ_BYTES_MAX].map(u32::to_be_bytes);
-        fact(InfoCode::BLOCK_SIZE, [sizes.as_flattened(), &[]]);
-    }
 }
 
 /// Section "Block size constraints": a power of two, at least 512.
@@ -435,11 +462,6 @@ fn reply(option: OptionCode, code: ReplyCode, payload: &[&[u8]], outbox: &mut Ou
 /// Parts of replies are bounded by the limits above, far below 4 GiB.
 fn length_u32(part: &[u8]) -> u32 {
     u32::try_from(part.len()).unwrap_or(u32::MAX)
-}
-
-/// The beginning of a text, whole characters only.
-fn cut(text: &str, bytes_max: usize) -> &str {
-    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -676,6 +698,68 @@ mod tests {
         assert_eq!(reply, ReplyCode::ERR_POLICY);
     }
 
+    /// What an option is answered with, and the flags that the export is described with.
+    fn flags_of(session: &mut Negotiation<OneDisk>, outbox: &mut Outbox, code: OptionCode) -> u16 {
+        let mut input = BytesMut::from(&option(code.0, QUERY)[..]);
+        let progress = session.advance(&mut input, outbox).unwrap();
+        assert_eq!(matches!(progress, Progress::Enter(_)), code == OptionCode::GO);
+        u16::from_be_bytes(taken(outbox)[30..32].try_into().unwrap())
+    }
+
+    #[test]
+    fn structured_replies_are_acknowledged_every_time_and_take_no_payload() {
+        let code = OptionCode::STRUCTURED_REPLY;
+        let (mut session, mut outbox) = greeted(3);
+        for (payload, expected) in [
+            (&b"x"[..], ReplyCode::ERR_INVALID),
+            (b"", ReplyCode::ACK),
+            (b"", ReplyCode::ACK),
+            (b"x", ReplyCode::ERR_INVALID),
+        ] {
+            let (progress, reply) = code_of(&mut session, &mut outbox, code, payload);
+            assert_eq!((progress, reply), (Progress::Answered, expected));
+        }
+        let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::GO, QUERY);
+        let Progress::Enter(Entered { replies, .. }) = progress else { panic!("{progress:?}") };
+        assert_eq!(replies, Replies::Structured);
+    }
+
+    #[test]
+    fn send_df_is_set_exactly_when_structured_replies_are_negotiated() {
+        for (payload, flags) in [(None, 0x0107), (Some(&b"x"[..]), 0x0107), (Some(b""), 0x0187)] {
+            let (mut session, mut outbox) = greeted(3);
+            if let Some(payload) = payload {
+                let code = OptionCode::STRUCTURED_REPLY;
+                let _ = code_of(&mut session, &mut outbox, code, payload);
+            }
+            for code in [OptionCode::INFO, OptionCode::GO] {
+                assert_eq!(flags_of(&mut session, &mut outbox, code), flags);
+            }
+            let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+            let progress = session.advance(&mut input, &mut outbox).unwrap();
+            let Progress::Enter(entered) = progress else { panic!("{progress:?}") };
+            let structured = flags == 0x0187;
+            assert_eq!(entered.replies == Replies::Structured, structured);
+            assert_eq!(taken(&mut outbox)[8..10], flags.to_be_bytes());
+        }
+    }
+
+    /// "State from before STARTTLS" is never used after it.
+    #[test]
+    fn structured_replies_that_were_negotiated_in_plaintext_are_forgotten() {
+        let (mut session, mut outbox) = greeted_in(Channel::MayUpgrade(OneDisk), 3);
+        let code = OptionCode::STRUCTURED_REPLY;
+        let (_, reply) = code_of(&mut session, &mut outbox, code, b"");
+        assert_eq!(reply, ReplyCode::ACK);
+        let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::STARTTLS, b"");
+        let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
+        let mut session = upgrade.negotiate(OneDisk);
+        assert_eq!(flags_of(&mut session, &mut outbox, OptionCode::INFO), 0x0107);
+        let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::GO, QUERY);
+        let Progress::Enter(entered) = progress else { panic!("{progress:?}") };
+        assert_eq!(entered.replies, Replies::Simple);
+    }
+
     /// A made-up name must look like one that is hidden.
     #[test]
     fn a_name_that_is_not_seen_without_tls_is_answered_with_tls_required() {
@@ -706,10 +790,7 @@ mod tests {
 
     /// nbd-client 3.24 reads a description into a buffer of 1024 bytes.
     #[test]
-    fn a_listed_description_is_cut_at_a_character() {
-        assert_eq!(cut("näme", 2), "n");
-        assert_eq!(cut("näme", 3), "nä");
-        assert_eq!(cut("name", 100), "name");
+    fn a_listed_description_is_cut() {
         let (_, reply) = answer(&option(OptionCode::LIST.0, b""));
         assert_eq!(reply.len(), 20 + 4 + 4 + DESCRIPTION_BYTES_MAX + 20);
     }

@@ -50,6 +50,8 @@ pub enum ClientOption<'a> {
     Info(ExportQuery<'a>),
     /// Open an export.
     Go(ExportQuery<'a>),
+    /// Answer requests with structured replies.
+    StructuredReply,
     /// Not known here.
     Unknown,
 }
@@ -96,6 +98,10 @@ pub fn decode(code: OptionCode, payload: &[u8]) -> Result<ClientOption<'_>, Refu
         OptionCode::LIST => return Err(malformed("listing exports takes no data")),
         OptionCode::INFO => ClientOption::Info(export_query(payload)?),
         OptionCode::GO => ClientOption::Go(export_query(payload)?),
+        OptionCode::STRUCTURED_REPLY if payload.is_empty() => ClientOption::StructuredReply,
+        OptionCode::STRUCTURED_REPLY => {
+            return Err(malformed("asking for structured replies takes no data"));
+        }
         _ => ClientOption::Unknown,
     })
 }
@@ -196,9 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_list_takes_no_payload() {
-        assert_eq!(decode(OptionCode::LIST, b""), Ok(ClientOption::List));
-        assert!(decode(OptionCode::LIST, b"x").is_err());
+    fn a_list_and_structured_replies_take_no_payload() {
+        for (code, expected) in [
+            (OptionCode::LIST, ClientOption::List),
+            (OptionCode::STRUCTURED_REPLY, ClientOption::StructuredReply),
+        ] {
+            assert_eq!(decode(code, b""), Ok(expected));
+            assert_eq!(decode(code, b"x").unwrap_err().code, ReplyCode::ERR_INVALID);
+        }
         assert_eq!(decode(OptionCode(99), b"x"), Ok(ClientOption::Unknown));
     }
 }

@@ -43,6 +43,8 @@ impl Outbox {
     pub fn push(&mut self, piece: Piece) {
         match piece {
             Piece::Data(data) if data.len() <= COPIED_BYTES_MAX => self.push_copy(&data),
+            // There would be nothing to write while there is something to send.
+            Piece::Zeros(0) => {}
             Piece::Data(_) | Piece::Zeros(_) => {
                 self.seal();
                 self.remaining = self.remaining.saturating_add(piece.bytes());
@@ -181,6 +183,17 @@ mod tests {
         outbox.advance(expected.len());
         assert!(!outbox.has_remaining());
         assert_eq!(outbox.chunks_vectored(&mut [IoSlice::new(&[]); 4]), 0);
+    }
+
+    #[test]
+    fn pieces_of_no_bytes_do_not_stand_in_the_way() {
+        let mut outbox = Outbox::default();
+        outbox.push(Piece::Zeros(0));
+        outbox.push(Piece::Data(Bytes::new()));
+        assert!(!outbox.has_remaining() && outbox.chunk().is_empty());
+        outbox.push(Piece::Zeros(0));
+        outbox.push(Piece::Data(Bytes::from_static(b"tiny")));
+        assert_eq!(outbox.chunk(), b"tiny");
     }
 
     #[test]

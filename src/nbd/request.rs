@@ -3,9 +3,10 @@
 
 use bytes::Buf;
 
-use crate::nbd::BadMagic;
+use crate::nbd::chunks::Fragments;
 use crate::nbd::limits::READ_BYTES_MAX;
-use crate::nbd::wire::{Command, Errno, REQUEST_BYTES, REQUEST_MAGIC};
+use crate::nbd::wire::{Command, Errno, REQUEST_BYTES, REQUEST_MAGIC, command_flags};
+use crate::nbd::{BadMagic, Replies};
 
 /// A request as it came. Section "Request message".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub enum Action {
         offset: u64,
         /// Number of bytes.
         length: u32,
+        /// Whether a structured reply may have several chunks.
+        fragments: Fragments,
     },
     /// Answer with success: there is nothing to make durable.
     Flush,
@@ -54,8 +57,10 @@ pub enum Refusal {
     TooLong,
     /// Not all bytes are in the export.
     PastEnd,
-    /// A flag that this command does not have, or a field that must be zero.
-    Malformed,
+    /// A flag that this command does not have, or not as things were negotiated.
+    UnknownFlag,
+    /// A flush with fields that must be zero.
+    FlushOfRange,
     /// A command that is not known here.
     UnknownCommand,
 }
@@ -66,7 +71,24 @@ impl Refusal {
     pub const fn errno(self) -> Errno {
         match self {
             Self::ReadOnly => Errno::EPERM,
-            Self::TooLong | Self::PastEnd | Self::Malformed | Self::UnknownCommand => Errno::EINVAL,
+            Self::TooLong
+            | Self::PastEnd
+            | Self::UnknownFlag
+            | Self::FlushOfRange
+            | Self::UnknownCommand => Errno::EINVAL,
+        }
+    }
+
+    /// A sentence for the person at the client.
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "the export is read-only",
+            Self::TooLong => "one read is limited to 32 MiB",
+            Self::PastEnd => "the read reaches past the end of the export",
+            Self::UnknownFlag => "the request has a flag that its command does not have here",
+            Self::FlushOfRange => "a flush has neither offset nor length",
+            Self::UnknownCommand => "this server does not know the command",
         }
     }
 }
@@ -98,23 +120,33 @@ impl Request {
         })
     }
 
-    /// Decides what becomes of the request, for an export of that size.
+    /// Decides what becomes of the request, for an export of that size and a client that gets
+    /// such replies.
     #[must_use]
-    pub fn check(&self, export_bytes: u64) -> Action {
+    pub fn check(&self, export_bytes: u64, replies: Replies) -> Action {
+        // "MUST NOT be set unless the transmission flags include `NBD_FLAG_SEND_DF`".
+        let known_flags = match (self.command, replies) {
+            (Command::READ, Replies::Structured) => command_flags::DF,
+            _ => 0,
+        };
         match self.command {
             Command::WRITE => Action::RefuseWrite { payload_bytes: self.length },
             Command::TRIM | Command::WRITE_ZEROES => Action::Refuse(Refusal::ReadOnly),
             Command::DISC => Action::Disconnect,
-            Command::READ | Command::FLUSH if self.flags != 0 => Action::Refuse(Refusal::Malformed),
+            Command::READ | Command::FLUSH if self.flags & !known_flags != 0 => {
+                Action::Refuse(Refusal::UnknownFlag)
+            }
             // "length and offset are reserved, and MUST be set to all-zero".
             Command::FLUSH if (self.offset, self.length) != (0, 0) => {
-                Action::Refuse(Refusal::Malformed)
+                Action::Refuse(Refusal::FlushOfRange)
             }
             Command::FLUSH => Action::Flush,
             Command::READ if self.length > READ_BYTES_MAX => Action::Refuse(Refusal::TooLong),
             Command::READ => match self.offset.checked_add(u64::from(self.length)) {
                 Some(end) if end <= export_bytes => {
-                    Action::Read { offset: self.offset, length: self.length }
+                    let unfragmented = self.flags & command_flags::DF != 0;
+                    let fragments = if unfragmented { Fragments::One } else { Fragments::Many };
+                    Action::Read { offset: self.offset, length: self.length, fragments }
                 }
                 Some(_) | None => Action::Refuse(Refusal::PastEnd),
             },
@@ -128,6 +160,7 @@ mod tests {
     use super::*;
 
     const EXPORT_BYTES: u64 = 1 << 30;
+    const BOTH: [Replies; 2] = [Replies::Simple, Replies::Structured];
 
     fn request(command: Command, offset: u64, length: u32) -> Request {
         Request { flags: 0, command, cookie: 7, offset, length }
@@ -158,11 +191,12 @@ mod tests {
 
     #[test]
     fn read_is_served_up_to_the_last_byte_and_not_one_further() {
+        let read = |offset, length| Action::Read { offset, length, fragments: Fragments::Many };
         for (offset, length, expected) in [
-            (0, 0, Action::Read { offset: 0, length: 0 }),
-            (EXPORT_BYTES, 0, Action::Read { offset: EXPORT_BYTES, length: 0 }),
-            (EXPORT_BYTES - 1, 1, Action::Read { offset: EXPORT_BYTES - 1, length: 1 }),
-            (0, READ_BYTES_MAX, Action::Read { offset: 0, length: READ_BYTES_MAX }),
+            (0, 0, read(0, 0)),
+            (EXPORT_BYTES, 0, read(EXPORT_BYTES, 0)),
+            (EXPORT_BYTES - 1, 1, read(EXPORT_BYTES - 1, 1)),
+            (0, READ_BYTES_MAX, read(0, READ_BYTES_MAX)),
             (0, READ_BYTES_MAX + 1, Action::Refuse(Refusal::TooLong)),
             (EXPORT_BYTES, 1, Action::Refuse(Refusal::PastEnd)),
             (EXPORT_BYTES - 1, 2, Action::Refuse(Refusal::PastEnd)),
@@ -171,8 +205,11 @@ mod tests {
             (0, u32::MAX, Action::Refuse(Refusal::TooLong)),
         ] {
             let request = request(Command::READ, offset, length);
-            assert_eq!(request.check(EXPORT_BYTES), expected, "{request:?}");
+            for replies in BOTH {
+                assert_eq!(request.check(EXPORT_BYTES, replies), expected, "{request:?}");
+            }
         }
+        assert_eq!(READ_BYTES_MAX, 32 << 20, "the sentence says so");
     }
 
     #[test]
@@ -186,7 +223,9 @@ mod tests {
                     } else {
                         Action::Refuse(Refusal::ReadOnly)
                     };
-                    assert_eq!(request.check(EXPORT_BYTES), expected);
+                    for replies in BOTH {
+                        assert_eq!(request.check(EXPORT_BYTES, replies), expected);
+                    }
                 }
             }
         }
@@ -195,20 +234,38 @@ mod tests {
 
     #[test]
     fn unknown_commands_and_flags_are_invalid() {
-        for number in [5, 7, 8, 9, 100, u16::MAX] {
-            let action = request(Command(number), 0, 1).check(EXPORT_BYTES);
-            assert_eq!(action, Action::Refuse(Refusal::UnknownCommand), "{number}");
-        }
-        for bit in 0..16 {
-            for command in [Command::READ, Command::FLUSH] {
-                let request = Request { flags: 1 << bit, ..request(command, 0, 0) };
-                assert_eq!(request.check(EXPORT_BYTES), Action::Refuse(Refusal::Malformed));
+        for replies in BOTH {
+            for number in [5, 7, 8, 9, 100, u16::MAX] {
+                let action = request(Command(number), 0, 1).check(EXPORT_BYTES, replies);
+                assert_eq!(action, Action::Refuse(Refusal::UnknownCommand), "{number}");
             }
+            for bit in 0..16 {
+                for command in [Command::READ, Command::FLUSH] {
+                    let request = Request { flags: 1 << bit, ..request(command, 0, 0) };
+                    let expected = match (command, bit, replies) {
+                        (Command::READ, 2, Replies::Structured) => {
+                            Action::Read { offset: 0, length: 0, fragments: Fragments::One }
+                        }
+                        _ => Action::Refuse(Refusal::UnknownFlag),
+                    };
+                    assert_eq!(request.check(EXPORT_BYTES, replies), expected, "{request:?}");
+                }
+            }
+            let both = Request { flags: 0b101, ..request(Command::READ, 0, 0) };
+            let action = both.check(EXPORT_BYTES, replies);
+            assert_eq!(action, Action::Refuse(Refusal::UnknownFlag));
         }
-        assert_eq!(request(Command::FLUSH, 0, 0).check(EXPORT_BYTES), Action::Flush);
-        for (offset, length) in [(1, 0), (0, 1)] {
-            let action = request(Command::FLUSH, offset, length).check(EXPORT_BYTES);
-            assert_eq!(action, Action::Refuse(Refusal::Malformed));
+    }
+
+    #[test]
+    fn a_flush_is_of_everything() {
+        for replies in BOTH {
+            let action = request(Command::FLUSH, 0, 0).check(EXPORT_BYTES, replies);
+            assert_eq!(action, Action::Flush);
+            for (offset, length) in [(1, 0), (0, 1)] {
+                let action = request(Command::FLUSH, offset, length).check(EXPORT_BYTES, replies);
+                assert_eq!(action, Action::Refuse(Refusal::FlushOfRange));
+            }
         }
     }
 }

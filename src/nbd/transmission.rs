@@ -3,15 +3,17 @@
 
 use bytes::{Buf, BytesMut};
 
+use crate::nbd::chunks::{Fragments, push_content, push_done, push_error};
 use crate::nbd::reply::simple_reply;
 use crate::nbd::request::{Action, Refusal, Request};
 use crate::nbd::wire::{Errno, REQUEST_BYTES, SIMPLE_REPLY_BYTES};
-use crate::nbd::{BadMagic, Outbox, Piece};
+use crate::nbd::{BadMagic, Outbox, Piece, Replies};
 
 /// The client's requests go in, reads come out, their bytes go in, replies come out.
 #[derive(Debug)]
 pub struct Transmission {
     export_bytes: u64,
+    replies: Replies,
     owed_bytes_max: u64,
     outbox: Outbox,
     /// Bytes of the reads that were accepted and not answered yet.
@@ -46,15 +48,28 @@ pub struct Read {
     pub offset: u64,
     /// Number of bytes. All of them are in the export.
     pub length: u32,
+    fragments: Fragments,
+}
+
+/// Why a read has not all its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadFailure {
+    /// The bytes that come before those that cannot be read.
+    pub before: Vec<Piece>,
+    /// What went wrong.
+    pub error: Errno,
+    /// The same, for the person at the client. It says nothing of the server's own files.
+    pub message: &'static str,
 }
 
 impl Transmission {
-    /// A session with a client that has chosen an export of that size. What it is owed already,
-    /// the last replies of the negotiation, is in the outbox.
+    /// A session with a client that has chosen an export of that size, and such replies. What it
+    /// is owed already, the last replies of the negotiation, is in the outbox.
     #[must_use]
-    pub fn new(export_bytes: u64, owed_bytes_max: u64, outbox: Outbox) -> Self {
+    pub fn new(export_bytes: u64, replies: Replies, owed_bytes_max: u64, outbox: Outbox) -> Self {
         Self {
             export_bytes,
+            replies,
             owed_bytes_max,
             outbox,
             reading_bytes: 0,
@@ -82,14 +97,14 @@ impl Transmission {
             let request = Request::decode(bytes)?;
             input.advance(REQUEST_BYTES);
             let cookie = request.cookie;
-            match request.check(self.export_bytes) {
-                Action::Read { offset, length } => {
+            match request.check(self.export_bytes, self.replies) {
+                Action::Read { offset, length, fragments } => {
                     self.reading_bytes = self.reading_bytes.saturating_add(cost(length));
                     self.reads = self.reads.saturating_add(1);
-                    return Ok(Some(Read { cookie, offset, length }));
+                    return Ok(Some(Read { cookie, offset, length, fragments }));
                 }
-                Action::Flush => self.answer(None, cookie),
-                Action::Refuse(refusal) => self.answer(Some(refusal.errno()), cookie),
+                Action::Flush => self.acknowledge(cookie),
+                Action::Refuse(refusal) => self.refuse(refusal, cookie),
                 Action::RefuseWrite { payload_bytes } => {
                     self.refused_write = Some(RefusedWrite { cookie, payload_bytes });
                 }
@@ -99,22 +114,32 @@ impl Transmission {
         Ok(None)
     }
 
-    /// Answers a read with its bytes, which must be as many as it asked for, or with an error,
-    /// which carries none.
-    pub fn reply(&mut self, read: Read, outcome: Result<Vec<Piece>, Errno>) {
-        let Read { cookie, offset: _, length } = read;
+    /// Answers a read with its bytes, which must be as many as it asked for, or with an error. A
+    /// simple reply with an error carries no bytes, a structured one those before the failure.
+    pub fn reply(&mut self, read: Read, outcome: Result<Vec<Piece>, ReadFailure>) {
+        let Read { cookie, offset, length, fragments } = read;
         self.reading_bytes = self.reading_bytes.saturating_sub(cost(length));
         self.reads = self.reads.saturating_sub(1);
-        match outcome {
-            // A reply of another length would shift everything behind it.
-            Ok(pieces) if pieces.iter().map(Piece::bytes).sum::<u64>() == u64::from(length) => {
-                self.answer(None, cookie);
+        let outbox = &mut self.outbox;
+        match (self.replies, checked(outcome, length)) {
+            (Replies::Simple, Ok(pieces)) => {
+                outbox.push_copy(&simple_reply(None, cookie));
                 for piece in pieces {
-                    self.outbox.push(piece);
+                    outbox.push(piece);
                 }
             }
-            Ok(_) => self.answer(Some(Errno::EIO), cookie),
-            Err(error) => self.answer(Some(error), cookie),
+            (Replies::Simple, Err(failure)) => {
+                outbox.push_copy(&simple_reply(Some(failure.error), cookie));
+            }
+            (Replies::Structured, Ok(pieces)) => {
+                push_content(cookie, offset, pieces, fragments, true, outbox);
+            }
+            (Replies::Structured, Err(ReadFailure { before, error, message })) => {
+                // A read of no bytes has no place either.
+                let place = (length != 0).then(|| offset.saturating_add(total_bytes(&before)));
+                push_content(cookie, offset, before, fragments, false, outbox);
+                push_error(cookie, error, message, place, outbox);
+            }
         }
     }
 
@@ -148,8 +173,22 @@ impl Transmission {
         self.ending.is_some() && self.reads == 0 && !self.outbox.has_remaining()
     }
 
-    fn answer(&mut self, error: Option<Errno>, cookie: u64) {
-        self.outbox.push_copy(&simple_reply(error, cookie));
+    /// Any request but a read may be answered either way. Only an error chunk has a sentence.
+    fn acknowledge(&mut self, cookie: u64) {
+        match self.replies {
+            Replies::Simple => self.outbox.push_copy(&simple_reply(None, cookie)),
+            Replies::Structured => push_done(cookie, &mut self.outbox),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, cookie: u64) {
+        let error = refusal.errno();
+        match self.replies {
+            Replies::Simple => self.outbox.push_copy(&simple_reply(Some(error), cookie)),
+            Replies::Structured => {
+                push_error(cookie, error, refusal.message(), None, &mut self.outbox);
+            }
+        }
     }
 
     /// Drops what there is of the bytes of a refused write. False if more are to come.
@@ -167,9 +206,31 @@ impl Transmission {
         }
         let cookie = write.cookie;
         self.refused_write = None;
-        self.answer(Some(Refusal::ReadOnly.errno()), cookie);
+        self.refuse(Refusal::ReadOnly, cookie);
         true
     }
+}
+
+/// A reply of another length would shift everything behind it, or say something of bytes that
+/// nobody asked for.
+fn checked(
+    outcome: Result<Vec<Piece>, ReadFailure>,
+    length: u32,
+) -> Result<Vec<Piece>, ReadFailure> {
+    let length = u64::from(length);
+    let is_right = match &outcome {
+        Ok(pieces) => total_bytes(pieces) == length,
+        Err(failure) => total_bytes(&failure.before) < length || failure.before.is_empty(),
+    };
+    if is_right {
+        return outcome;
+    }
+    let message = "the server read another number of bytes than was asked for";
+    Err(ReadFailure { before: Vec::new(), error: Errno::EIO, message })
+}
+
+fn total_bytes(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(Piece::bytes).sum()
 }
 
 /// What a read counts for while it is not answered: short ones cost memory too.
@@ -183,12 +244,16 @@ mod tests {
 
     use super::*;
     use crate::nbd::limits::OWED_BYTES_MAX;
-    use crate::nbd::wire::Command;
+    use crate::nbd::wire::{CHUNK_HEADER_BYTES, Command, command_flags};
 
     const EXPORT_BYTES: u64 = 1 << 20;
 
     fn session() -> Transmission {
-        Transmission::new(EXPORT_BYTES, OWED_BYTES_MAX, Outbox::default())
+        Transmission::new(EXPORT_BYTES, Replies::Simple, OWED_BYTES_MAX, Outbox::default())
+    }
+
+    fn structured() -> Transmission {
+        Transmission::new(EXPORT_BYTES, Replies::Structured, OWED_BYTES_MAX, Outbox::default())
     }
 
     fn request(command: Command, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
@@ -205,8 +270,115 @@ mod tests {
         outbox.copy_to_bytes(outbox.remaining()).to_vec()
     }
 
-    fn pieces(length: u32) -> Result<Vec<Piece>, Errno> {
-        Ok(vec![Piece::Data(Bytes::from(vec![7; length as usize]))])
+    fn pieces(length: u32) -> Result<Vec<Piece>, ReadFailure> {
+        Ok(vec![data(length)])
+    }
+
+    fn data(length: u32) -> Piece {
+        Piece::Data(Bytes::from(vec![7; length as usize]))
+    }
+
+    fn failure(before: Vec<Piece>) -> Result<Vec<Piece>, ReadFailure> {
+        Err(ReadFailure { before, error: Errno::EIO, message: "broken" })
+    }
+
+    /// What a request is answered with, where a read comes to that.
+    fn answer(
+        mut session: Transmission,
+        request: &[u8],
+        outcome: Result<Vec<Piece>, ReadFailure>,
+    ) -> Vec<u8> {
+        let mut input = BytesMut::from(request);
+        if let Some(read) = session.next_read(&mut input).unwrap() {
+            session.reply(read, outcome);
+        }
+        assert!(input.is_empty());
+        taken(&mut session)
+    }
+
+    fn content(offset: u64, pieces: Vec<Piece>, fragments: Fragments, is_last: bool) -> Vec<u8> {
+        let mut outbox = Outbox::default();
+        push_content(1, offset, pieces, fragments, is_last, &mut outbox);
+        outbox.copy_to_bytes(outbox.remaining()).to_vec()
+    }
+
+    fn error(error: Errno, message: &str, position: Option<u64>) -> Vec<u8> {
+        let mut outbox = Outbox::default();
+        push_error(1, error, message, position, &mut outbox);
+        outbox.copy_to_bytes(outbox.remaining()).to_vec()
+    }
+
+    #[test]
+    fn a_structured_read_is_answered_with_chunks_as_it_allows() {
+        for (flags, fragments) in [(0, Fragments::Many), (command_flags::DF, Fragments::One)] {
+            let mut request = request(Command::READ, 1, 100, 12);
+            request[4..6].copy_from_slice(&flags.to_be_bytes());
+            let pieces = vec![data(3), data(2), Piece::Zeros(7)];
+            let expected = content(100, pieces.clone(), fragments, true);
+            assert_eq!(answer(structured(), &request, Ok(pieces)), expected);
+        }
+        let empty = request(Command::READ, 1, EXPORT_BYTES, 0);
+        let expected = content(EXPORT_BYTES, vec![], Fragments::Many, true);
+        assert_eq!(answer(structured(), &empty, Ok(vec![])), expected);
+        assert_eq!(expected.len(), CHUNK_HEADER_BYTES);
+    }
+
+    #[test]
+    fn a_failed_read_delivers_what_comes_before_only_where_the_client_can_tell() {
+        let request = request(Command::READ, 1, 100, 12);
+        for before in [vec![], vec![data(3)], vec![data(3), Piece::Zeros(8)]] {
+            let simple = answer(session(), &request, failure(before.clone()));
+            assert_eq!(simple, simple_reply(Some(Errno::EIO), 1));
+            let place = 100 + total_bytes(&before);
+            let expected = [
+                content(100, before.clone(), Fragments::Many, false),
+                error(Errno::EIO, "broken", Some(place)),
+            ];
+            assert_eq!(answer(structured(), &request, failure(before)), expected.concat());
+        }
+    }
+
+    /// An offset "MUST lie within the original offset and length of the request".
+    #[test]
+    fn a_failed_read_of_no_bytes_has_no_place() {
+        let request = request(Command::READ, 1, 100, 0);
+        let expected = error(Errno::EIO, "broken", None);
+        assert_eq!(answer(structured(), &request, failure(vec![])), expected);
+    }
+
+    #[test]
+    fn structured_refusals_come_with_a_sentence() {
+        for (request, refusal) in [
+            (request(Command::READ, 1, EXPORT_BYTES, 1), Refusal::PastEnd),
+            (request(Command::READ, 1, 0, u32::MAX), Refusal::TooLong),
+            (request(Command::TRIM, 1, 0, 1), Refusal::ReadOnly),
+            (request(Command::WRITE, 1, 0, 0), Refusal::ReadOnly),
+            (request(Command::FLUSH, 1, 0, 1), Refusal::FlushOfRange),
+            (request(Command(99), 1, 0, 1), Refusal::UnknownCommand),
+        ] {
+            let expected = error(refusal.errno(), refusal.message(), None);
+            // A refused write is answered with the request that comes next.
+            let mut session = structured();
+            let mut input = BytesMut::from(&request[..]);
+            assert!(session.next_read(&mut input).unwrap().is_none());
+            assert_eq!(taken(&mut session), expected, "{refusal:?}");
+        }
+        let flush = request(Command::FLUSH, 1, 0, 0);
+        let done = content(0, vec![], Fragments::Many, true);
+        assert_eq!(answer(structured(), &flush, Ok(vec![])), done);
+    }
+
+    #[test]
+    fn holes_are_owed_as_what_is_sent_of_them() {
+        let mut session = structured();
+        let mut input = BytesMut::from(&request(Command::READ, 1, 0, 1 << 20).repeat(100)[..]);
+        let mut answered = 0;
+        while let Some(read) = session.next_read(&mut input).unwrap() {
+            session.reply(read, Ok(vec![Piece::Zeros(1 << 20)]));
+            answered += 1;
+        }
+        assert_eq!(answered, 100, "zeros that are not sent stopped the client");
+        assert_eq!(session.outbox().owed_bytes(), 100 * (CHUNK_HEADER_BYTES as u64 + 12));
     }
 
     #[test]
@@ -219,7 +391,7 @@ mod tests {
         let second = session.next_read(&mut input).unwrap().unwrap();
         assert!(session.next_read(&mut input).unwrap().is_none());
         session.reply(second, pieces(2));
-        session.reply(first, Err(Errno::EIO));
+        session.reply(first, failure(vec![data(1)]));
         assert_eq!(
             taken(&mut session),
             [&simple_reply(None, 2)[..], &[7, 7], &simple_reply(Some(Errno::EIO), 1)].concat()
@@ -228,12 +400,14 @@ mod tests {
 
     #[test]
     fn a_reply_of_the_wrong_length_is_an_error_without_data() {
-        for length in [0, 2, 4] {
-            let mut session = session();
-            let mut input = BytesMut::from(&request(Command::READ, 1, 0, 3)[..]);
-            let read = session.next_read(&mut input).unwrap().unwrap();
-            session.reply(read, pieces(length));
-            assert_eq!(taken(&mut session), simple_reply(Some(Errno::EIO), 1));
+        let request = request(Command::READ, 1, 100, 3);
+        let sentence = "the server read another number of bytes than was asked for";
+        let wrong = [0, 2, 4].map(pieces);
+        for outcome in wrong.into_iter().chain([3, 4].map(|length| failure(vec![data(length)]))) {
+            let simple = answer(session(), &request, outcome.clone());
+            assert_eq!(simple, simple_reply(Some(Errno::EIO), 1));
+            let expected = error(Errno::EIO, sentence, Some(100));
+            assert_eq!(answer(structured(), &request, outcome), expected);
         }
     }
 
@@ -280,11 +454,18 @@ mod tests {
 
     #[test]
     fn refused_requests_stop_a_client_that_takes_nothing_too() {
-        let mut session = Transmission::new(0, 1600, Outbox::default());
-        let mut input = BytesMut::from(&request(Command::TRIM, 1, 0, 1).repeat(1000)[..]);
-        assert!(session.next_read(&mut input).unwrap().is_none());
-        assert_eq!(taken(&mut session).len(), 1600);
-        assert_eq!(input.len(), 900 * REQUEST_BYTES);
+        for (replies, reply_bytes) in [
+            (Replies::Simple, SIMPLE_REPLY_BYTES),
+            (Replies::Structured, error(Errno::EPERM, Refusal::ReadOnly.message(), None).len()),
+        ] {
+            let owed_bytes_max = 100 * reply_bytes;
+            let mut session =
+                Transmission::new(0, replies, owed_bytes_max as u64, Outbox::default());
+            let mut input = BytesMut::from(&request(Command::TRIM, 1, 0, 1).repeat(1000)[..]);
+            assert!(session.next_read(&mut input).unwrap().is_none());
+            assert_eq!(taken(&mut session).len(), owed_bytes_max);
+            assert_eq!(input.len(), 900 * REQUEST_BYTES);
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// Before every simple reply. Section "Simple reply message".
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 
+/// Before every chunk of a structured reply. Section "Structured reply chunk message".
+pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
 /// Length of the client's flags, in bytes.
 pub const CLIENT_FLAGS_BYTES: usize = 4;
 
@@ -32,6 +35,9 @@ pub const REQUEST_BYTES: usize = 28;
 
 /// Length of a simple reply, in bytes.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
+
+/// Length of the header of a chunk, in bytes. Its payload follows.
+pub const CHUNK_HEADER_BYTES: usize = 20;
 
 /// Zeros after the answer to `EXPORT_NAME`, in bytes, unless the client does without.
 pub const RESERVED_ZEROS_BYTES: usize = 124;
@@ -77,6 +83,8 @@ wire_codes! {
         INFO = 6,
         /// Open an export and enter transmission.
         GO = 7,
+        /// Replies in chunks from now on.
+        STRUCTURED_REPLY = 8,
     }
 
     /// What the server answers to an option. Section "Option reply types". Errors have the
@@ -132,6 +140,20 @@ wire_codes! {
         WRITE_ZEROES = 6,
     }
 
+    /// What a chunk holds. Section "Structured reply types". Errors have the highest bit set.
+    ChunkType(u16) {
+        /// Nothing: the request is answered.
+        NONE = 0,
+        /// Bytes of the export, and where they lie.
+        OFFSET_DATA = 1,
+        /// Where zeros lie, and how many.
+        OFFSET_HOLE = 2,
+        /// What went wrong, in words.
+        ERROR = 1 << 15 | 1,
+        /// The same, and where.
+        ERROR_OFFSET = 1 << 15 | 2,
+    }
+
     /// What went wrong with a request. Section "Error values".
     Errno(u32) {
         /// Writing is not permitted.
@@ -177,8 +199,22 @@ pub mod transmission_flags {
     pub const READ_ONLY: u16 = 1 << 1;
     /// `FLUSH` is understood.
     pub const SEND_FLUSH: u16 = 1 << 2;
+    /// A read may ask for a reply in one piece. Only with structured replies.
+    pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see the same bytes.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+}
+
+/// Bits of a request. Section "Command flags".
+pub mod command_flags {
+    /// Do not fragment: answer with one chunk of bytes at most.
+    pub const DF: u16 = 1 << 2;
+}
+
+/// Bits of a chunk. Section "Structured reply flags".
+pub mod chunk_flags {
+    /// The last chunk of a reply.
+    pub const DONE: u16 = 1 << 0;
 }
 
 #[cfg(test)]

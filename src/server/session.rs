@@ -16,10 +16,9 @@ use tokio_rustls::server::TlsStream;
 use crate::export::Export;
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::Ending;
-use crate::nbd::wire::Errno;
 use crate::nbd::{
-    BadMagic, Channel, ExportDirectory, Negotiation, Outbox, Piece, Progress, Read, Transmission,
-    Upgrade,
+    BadMagic, Channel, Entered, ExportDirectory, Negotiation, Outbox, Piece, Progress, Read,
+    ReadFailure, Transmission, Upgrade,
 };
 use crate::server::Shared;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
@@ -101,7 +100,7 @@ struct Session<'a> {
 
 /// Where a negotiation leads.
 enum Chosen {
-    Export(Arc<Export>, Outbox),
+    Export(Entered<Arc<Export>>, Outbox),
     StartTls(Upgrade),
     Nothing,
 }
@@ -157,9 +156,10 @@ impl Session<'_> {
             (Ok(Chosen::StartTls(upgrade)), Some(tls)) => {
                 return self.in_tls(stream, input, upgrade, &tls).await;
             }
-            (Ok(Chosen::Export(export, outbox)), _) => {
-                tracing::info!(peer = %self.peer, export = ?export.info().name, "opened");
-                self.read(&mut stream, input, outbox, &export, shown).await
+            (Ok(Chosen::Export(entered, outbox)), _) => {
+                let export = entered.export.info().name.as_str();
+                tracing::info!(peer = %self.peer, export, "opened");
+                self.read(&mut stream, input, outbox, entered, shown).await
             }
             // Without TLS it is never begun.
             (Ok(Chosen::Nothing | Chosen::StartTls(_)), _) => Ok(ABORTED),
@@ -207,10 +207,10 @@ impl Session<'_> {
         let identity = client.as_ref().map(|client| tracing::field::display(&client.identity));
         let peer = self.peer;
         match chosen? {
-            Chosen::Export(export, outbox) => {
-                let export_name = &export.info().name;
-                tracing::info!(%peer, export = ?export_name, identity, version, suite, "opened");
-                self.read(stream, input, outbox, &export, shown).await
+            Chosen::Export(entered, outbox) => {
+                let export = entered.export.info().name.as_str();
+                tracing::info!(%peer, export, identity, version, suite, "opened");
+                self.read(stream, input, outbox, entered, shown).await
             }
             Chosen::Nothing | Chosen::StartTls(_) => {
                 tracing::info!(%peer, identity, version, suite, "nothing opened");
@@ -230,8 +230,8 @@ impl Session<'_> {
         let haggling = async {
             loop {
                 let progress = negotiation.advance(input, &mut outbox);
-                if let Ok(Progress::Enter(export)) = progress {
-                    return Ok(Chosen::Export(export, std::mem::take(&mut outbox)));
+                if let Ok(Progress::Enter(entered)) = progress {
+                    return Ok(Chosen::Export(entered, std::mem::take(&mut outbox)));
                 }
                 // Before the next option is looked at, so that nobody piles up answers.
                 stream.write_all_buf(&mut outbox).await?;
@@ -259,13 +259,13 @@ impl Session<'_> {
         stream: &mut impl Stream,
         input: BytesMut,
         outbox: Outbox,
-        export: &Arc<Export>,
+        entered: Entered<Arc<Export>>,
         shown: Shown,
     ) -> Result<&'static str, SessionError> {
         let shared = self.shared;
-        let withdrawn = shared.until_withdrawn(shown, export.info().name.clone());
+        let withdrawn = shared.until_withdrawn(shown, entered.export.info().name.clone());
         let ending = tokio::select! {
-            ending = self.transmit(stream, input, outbox, export) => ending?,
+            ending = self.transmit(stream, input, outbox, entered) => ending?,
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
         };
         Ok(match ending {
@@ -281,12 +281,13 @@ impl Session<'_> {
         stream: &mut impl Stream,
         mut input: BytesMut,
         outbox: Outbox,
-        export: &Arc<Export>,
+        Entered { export, replies }: Entered<Arc<Export>>,
     ) -> Result<Option<Ending>, SessionError> {
         let shared = self.shared;
         let (mut reader, mut writer) = tokio::io::split(stream);
         let owed_bytes_max = shared.limits.owed_bytes_max;
-        let mut session = Transmission::new(export.info().size_bytes, owed_bytes_max, outbox);
+        let export_bytes = export.info().size_bytes;
+        let mut session = Transmission::new(export_bytes, replies, owed_bytes_max, outbox);
         let mut misses = JoinSet::new();
         // Enough to keep every decoder busy, and so few that clients take turns.
         let misses_max = shared.limits.decoders_max.get().saturating_mul(2);
@@ -300,7 +301,7 @@ impl Session<'_> {
                 if let Some(pieces) = export.read_cached(read.offset, read.length) {
                     session.reply(read, Ok(pieces));
                 } else {
-                    misses.spawn(fetch(read, Arc::clone(export), shared));
+                    misses.spawn(fetch(read, Arc::clone(&export), shared));
                 }
             }
             if session.is_over() && !unflushed {
@@ -337,7 +338,7 @@ impl Session<'_> {
     }
 }
 
-type Fetched = Result<(Read, Result<Vec<Piece>, Errno>), tokio::task::JoinError>;
+type Fetched = Result<(Read, Result<Vec<Piece>, ReadFailure>), tokio::task::JoinError>;
 
 /// Reads what is not in the cache, where that stalls nobody, when a decoder is free.
 fn fetch(

@@ -77,6 +77,15 @@ impl Slice {
     }
 }
 
+/// A read that did not come to its end.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// The bytes before those that cannot be served: up to the damaged block.
+    pub before: Vec<Slice>,
+    /// What is wrong.
+    pub error: Error,
+}
+
 /// An immutable snapshot, shared by all who read it.
 #[derive(Debug)]
 pub struct File {
@@ -244,8 +253,35 @@ impl File {
     ///
     /// [`Error`] if the range is not inside the stream or a block that it touches cannot be served.
     pub fn slices(&self, stream: Stream, offset: u64, length: u64) -> Result<Vec<Slice>, Error> {
-        let range = self.check_range(stream, offset, length)?;
+        self.slices_or_part(stream, offset, length).map_err(|interrupted| interrupted.error)
+    }
+
+    /// As [`File::slices`], for callers who have a use for the bytes before a failure.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`], as [`File::slices`].
+    pub fn slices_or_part(
+        &self,
+        stream: Stream,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<Slice>, Interrupted> {
         let mut slices = Vec::new();
+        match self.collect_slices(stream, offset, length, &mut slices) {
+            Ok(()) => Ok(slices),
+            Err(error) => Err(Interrupted { before: slices, error }),
+        }
+    }
+
+    fn collect_slices(
+        &self,
+        stream: Stream,
+        offset: u64,
+        length: u64,
+        slices: &mut Vec<Slice>,
+    ) -> Result<(), Error> {
+        let range = self.check_range(stream, offset, length)?;
         self.walk(
             stream,
             range,
@@ -260,8 +296,7 @@ impl File {
                 Ok(())
             },
         )?;
-        self.check_total(&slices, length)?;
-        Ok(slices)
+        self.check_total(slices, length)
     }
 
     /// As [`File::slices`], if everything is in the cache. Neither waits nor reads storage.

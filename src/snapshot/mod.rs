@@ -19,7 +19,7 @@ pub use self::cache::Cache;
 pub use self::content::Content;
 pub use self::decode::{Compressor, Encryptor, Lz4Compressor, ZstdCompressor};
 pub use self::error::{Damage, Error, ErrorKind};
-pub use self::file::{Check, Extent, Extents, File, OpenOptions, Slice};
+pub use self::file::{Check, Extent, Extents, File, Interrupted, OpenOptions, Slice};
 pub use self::format::{Compression, Family, Stream};
 pub use self::storage::{FileBackend, MemoryBackend, StorageBackend};
 pub use self::structure::Structure;

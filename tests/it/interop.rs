@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
 
+use hexz_nbd::snapshot::{File, Stream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -104,48 +105,16 @@ fn nbdcopy(uri: &str, directory: &TempDir, options: &[&str]) -> Vec<u8> {
     take(&copy)
 }
 
-/// The export as qemu reads it.
-///
-/// qemu rounds sizes up to whole sectors. For the last one it asks for the bytes that exist, and
-/// then waits for ever for a simple reply with all 512 (`nbd_client_co_preadv` shortens the request
-/// and not its buffer). So whole sectors are converted and the rest is read by itself.
-fn qemu_copy(server: &Process, export: &Expected, uri: &str, directory: &TempDir) -> Vec<u8> {
-    let (copy, rest) = (directory.path().join("qemu.img"), export.size % 512);
-    let whole = export.size - rest;
-    let convert = Client::new("qemu-img").args(["convert", "-O", "raw"]);
-    let mut bytes = if rest == 0 {
-        let convert = convert.args(["-f", "raw"]).args([uri.as_ref(), copy.as_os_str()]);
-        convert.run().succeeded();
-        take(&copy)
-    } else if whole == 0 {
-        Vec::new()
-    } else {
-        let source = format!(
-            "driver=raw,size={whole},file.driver=nbd,file.host=127.0.0.1,file.port={},\
-             file.export={}",
-            server.port(),
-            export.name
-        );
-        let convert = convert.args(["--image-opts".as_ref(), source.as_ref(), copy.as_os_str()]);
-        convert.run().succeeded();
-        take(&copy)
-    };
-    if rest != 0 {
-        bytes.extend(qemu_io_read(uri, whole, rest));
-    }
-    bytes
-}
-
-/// Reads with qemu-io, which prints `0030007a:  00 01  ..` for every 16 bytes.
-fn qemu_io_read(uri: &str, offset: u64, length: u64) -> Vec<u8> {
-    let output = qemu_io(uri, &format!("read -v {offset} {length}")).succeeded();
-    let mut bytes = Vec::new();
-    for line in output.text().lines() {
-        let Some((_, dump)) = line.split_once(":  ") else { continue };
-        for place in 0..(length as usize - bytes.len()).min(16) {
-            bytes.push(u8::from_str_radix(&dump[3 * place..3 * place + 2], 16).unwrap());
-        }
-    }
+/// The export as qemu reads it, which rounds sizes up to whole sectors: the zeros that it adds are
+/// checked and cut off.
+fn qemu_copy(export: &Expected, uri: &str, directory: &TempDir) -> Vec<u8> {
+    let copy = directory.path().join("qemu.img");
+    let convert = Client::new("qemu-img").args(["convert", "-f", "raw", "-O", "raw", uri]);
+    convert.arg(&copy).run().succeeded();
+    let mut bytes = take(&copy);
+    assert_eq!(bytes.len() as u64, export.size.next_multiple_of(512), "{}", export.name);
+    let added = bytes.split_off(export.size as usize);
+    assert!(added.iter().all(|byte| *byte == 0), "{}: {added:?}", export.name);
     bytes
 }
 
@@ -219,11 +188,12 @@ fn qemu_img_converts_every_stream_of_every_plain_file() {
     let (exports, directory) = (expected(), tempfile::tempdir().unwrap());
     let server = serve(&exports);
     for export in &exports {
-        let bytes = qemu_copy(&server, export, &server.uri(&export.name), &directory);
+        let bytes = qemu_copy(export, &server.uri(&export.name), &directory);
         export.check(&bytes, "qemu");
     }
+    assert!(exports.iter().any(|export| export.size % 512 != 0 && export.size > 512));
     let ext4 = exports.iter().find(|export| export.name == "v082-ext4").unwrap();
-    let bytes = qemu_copy(&server, ext4, &server.unix_uri("v082-ext4"), &directory);
+    let bytes = qemu_copy(ext4, &server.unix_uri("v082-ext4"), &directory);
     ext4.check(&bytes, "qemu over a Unix socket");
 }
 
@@ -374,6 +344,7 @@ fn nbdinfo_shows_size_flags_block_sizes_and_description() {
             ("is_read_only", true),
             ("can_multi_conn", true),
             ("can_flush", true),
+            ("can_df", true),
             ("is_rotational", false),
             ("can_trim", false),
             ("can_zero", false),
@@ -386,11 +357,15 @@ fn nbdinfo_shows_size_flags_block_sizes_and_description() {
     let export = &exports["exports"][0];
     flags(export);
     assert_eq!(exports["protocol"], "newstyle-fixed");
+    assert_eq!(exports["structured"], true);
     assert_eq!(export["export-size"], 16_777_216);
     assert_eq!(export["block_size_minimum"], 1);
     assert_eq!(export["block_size_preferred"], 65_536);
     assert_eq!(export["block_size_maximum"], 32 << 20);
     assert_eq!(export["description"], "Hexz snapshot, image, lz4, stored in 753981 bytes");
+
+    let text = Client::new("nbdinfo").arg(server.uri("v082-ext4")).run().succeeded();
+    assert!(text.text().contains("using structured packets"), "{}", text.text());
 
     let listing = nbdinfo(&["--list", &server.unix_uri("")]);
     let small = &listing["exports"][0];
@@ -457,6 +432,123 @@ for offset, length in reads:
         assert h.pread(length, offset) == image[offset : offset + length], (offset, length)
         checked += 1
 assert checked > 300
+"#;
+
+#[test]
+fn nbdcopy_reads_a_sparse_image_whatever_it_makes_of_the_holes() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["v082-zeros-sparse.hxz", "v020-lz4-sparse-signed.hxz", "v014-zstd-cdc.hxz"] {
+        let export = Expected::new(&fixtures::named(file));
+        let server = serve(std::slice::from_ref(&export));
+        for options in [&[][..], &["--allocated"], &["--synchronous"]] {
+            let bytes = nbdcopy(&server.uri(&export.name), &directory, options);
+            export.check(&bytes, "nbdcopy");
+        }
+    }
+}
+
+#[test]
+fn libnbd_sees_data_and_holes_as_chunks() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["v082-lz4-default.hxz", "v082-ext4.hxz", "v020-lz4-multipage.hxz"] {
+        let export = Expected::new(&fixtures::named(file));
+        let server = serve(std::slice::from_ref(&export));
+        let image = nbdcopy(&server.uri(&export.name), &directory, &[]);
+        export.check(&image, "nbdcopy");
+        let snapshot = File::open(fixtures::path(file)).unwrap();
+        let holes: Vec<(u64, u64)> = snapshot
+            .extents(Stream::Main, 0..export.size)
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|extent| extent.is_hole)
+            .map(|extent| (extent.range.start, extent.range.end))
+            .collect();
+        let script = format!("holes = {}\n{READ_STRUCTURED}", json!(holes));
+        nbdsh(&server.uri(&export.name), &image, &script).succeeded();
+    }
+}
+
+const READ_STRUCTURED: &str = r#"
+assert h.get_structured_replies_negotiated() and h.can_df()
+assert holes
+size = h.get_size()
+
+def read(offset, length, flags=0):
+    chunks = []
+    def chunk(data, position, status, error):
+        chunks.append((position, bytes(data), status))
+        assert error.value == 0
+    assert h.pread_structured(length, offset, chunk, flags) == image[offset : offset + length]
+    end = offset
+    for position, data, status in chunks:
+        assert position == end and len(data) > 0
+        assert data == image[position : position + len(data)]
+        end += len(data)
+    assert end == offset + length
+    return chunks
+
+def merged(found):
+    result = []
+    for start, end in found:
+        if result and result[-1][1] == start:
+            result[-1] = (result[-1][0], end)
+        else:
+            result.append((start, end))
+    return result
+
+found = []
+for offset in range(0, size, 1 << 20):
+    for position, data, status in read(offset, min(1 << 20, size - offset)):
+        if status == nbd.READ_HOLE:
+            found.append((position, position + len(data)))
+        else:
+            assert status == nbd.READ_DATA
+assert merged(found) == [tuple(hole) for hole in holes]
+for start, end in holes[:20]:
+    [(position, data, status)] = read(start, 1)
+    assert status == nbd.READ_HOLE
+    begin = max(start - 100, 0)
+    mixed = min(end + 100, size) - begin
+    assert len(read(begin, mixed)) > 1
+    [(position, data, status)] = read(begin, mixed, nbd.CMD_FLAG_DF)
+    assert status == nbd.READ_DATA
+"#;
+
+#[test]
+fn libnbd_is_told_where_damage_begins_and_gets_what_comes_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = fixtures::named("h-flip-block.hxz");
+    let [(start, _)] = damaged.expect.unwrap().bad_main_ranges.unwrap()[..] else { panic!() };
+    let server = serve_files(&["h-base.hxz", &damaged.file]);
+    let image = nbdcopy(&server.uri("h-base"), &directory, &[]);
+    let script = format!("start = {start}\n{READ_UP_TO_DAMAGE}");
+    nbdsh(&server.uri("h-flip-block"), &image, &script).succeeded();
+    server.wait_for("read failed", 1);
+    let log = server.log();
+    let failed = log.iter().find(|line| line["message"] == "read failed").unwrap();
+    assert!(failed["error"].as_str().unwrap().contains(&damaged.file), "{failed}");
+}
+
+const READ_UP_TO_DAMAGE: &str = r#"
+said = []
+h.set_debug(True)
+h.set_debug_callback(lambda context, line: said.append(line))
+for offset in (0, start - 1, start, start + 1):
+    chunks, errors = {}, []
+    def chunk(data, position, status, error):
+        if status == nbd.READ_ERROR:
+            errors.append((position, error.value))
+            # The rest of the read goes on, and its result is what counts.
+            error.value = 0
+        else:
+            chunks[position] = bytes(data)
+    refused_with(errno.EIO, lambda: h.pread_structured(len(image) - offset, offset, chunk))
+    place = max(start, offset)
+    assert errors == [(place, errno.EIO)], errors
+    before = b"".join(chunks[position] for position in sorted(chunks))
+    assert before == image[offset:place], (offset, len(before))
+assert any("a block of the snapshot is damaged" in line for line in said), said
+assert h.pread(100, 0) == image[:100]
 "#;
 
 #[test]

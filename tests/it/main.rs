@@ -22,6 +22,7 @@ mod negotiation;
 mod pack;
 mod readme;
 mod shutdown;
+mod structured;
 mod support;
 mod transmission;
 mod upstream;

@@ -33,9 +33,14 @@ impl Server {
     }
 
     pub(crate) async fn with_limits(limits: Limits) -> Self {
+        Self::exporting(&EXPORTS, limits).await
+    }
+
+    /// Exports these files under these names, of which one is `disk`.
+    pub(crate) async fn exporting(exports: &[(&str, &str)], limits: Limits) -> Self {
         let mut catalogue = Catalogue::default();
-        for (name, file) in EXPORTS {
-            let name = name.to_owned();
+        for (name, file) in exports {
+            let name = (*name).to_owned();
             let description = Some(format!("from {file}"));
             let settings =
                 ExportSettings { name, description, stream: Stream::Main, as_raw: false };
