@@ -2,5 +2,6 @@
 
 pub(crate) mod client;
 pub(crate) mod fixtures;
+pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;
