@@ -15,10 +15,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 use time::Duration;
 
-use crate::support::client::{ACK, ERR_POLICY, ERR_UNKNOWN, SERVER, option, query, request};
+use crate::support::client::{
+    ACK, ERR_POLICY, ERR_UNKNOWN, INFO as INFO_REPLY, SERVER, option, query, request,
+};
 use crate::support::fixtures::{self, sha256};
-use crate::support::pki::{Holder, Maker, Pki, text};
-use crate::support::process::{Client, HEXZ_NBD, Output, Process};
+use crate::support::pki::{Holder, Maker, Pki, protect, text};
+use crate::support::process::{Client, HEXZ_NBD, Output, Process, refused};
 
 /// The export that most servers here have. Nobody who is refused may see its name or size.
 const EXPORT: &str = "golden-image";
@@ -131,31 +133,23 @@ fn nbd_client_list(port: u16, holder: &Holder) -> Output {
     list.args(["-cacertfile", text(&ca)]).run()
 }
 
-/// Asks for everything there is to know, and then for every byte if that is granted.
+/// Asks for everything there is to know, and then for every byte if anything is told.
 fn openssl_attempt(server: &Process, holder: &Holder, version: &str) -> Attempt {
     let everything = query("", &[1, 2, 3]);
-    let questions = [option(LIST, b""), option(INFO, &everything)].concat();
-    let knowing =
-        s_client(server, holder, version, &[&questions[..], &option(ABORT, b"")].concat());
-    let mut said = format!("{}{}", String::from_utf8_lossy(&knowing.stdout), knowing.stderr);
-    let replies = option_replies(&knowing.stdout).0;
-    if !replies.iter().any(|(code, _)| *code == SERVER) {
-        let going = [option(GO, &everything), option(ABORT, b"")].concat();
-        let output = s_client(server, holder, version, &going);
-        said.push_str(&String::from_utf8_lossy(&output.stdout));
-        let granted = option_replies(&output.stdout).0.iter().any(|(code, _)| *code == ACK);
-        return Attempt { succeeded: granted && replies.len() > 3, bytes: None, said };
+    let questions =
+        [option(LIST, b""), option(INFO, &everything), option(GO, &everything), option(ABORT, b"")];
+    let told = s_client(server, holder, version, &questions.concat());
+    let said = format!("{}{}", String::from_utf8_lossy(&told.stdout), told.stderr);
+    let (replies, rest) = option_replies(&told.stdout);
+    if !replies.iter().any(|(code, _)| [SERVER, INFO_REPLY].contains(code)) {
+        return Attempt { succeeded: false, bytes: Some(rest.to_vec()), said };
     }
-    let reading = [
-        option(GO, &everything),
-        request(0, 0, 1, 0, u32::try_from(EXPORT_BYTES).unwrap()),
-        request(0, 2, 2, 0, 0),
-    ]
-    .concat();
-    let output = s_client(server, holder, version, &reading);
-    let (replies, rest) = option_replies(&output.stdout);
-    let succeeded = replies.last().is_some_and(|(code, _)| *code == ACK)
-        && rest.starts_with(&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+    let length = u32::try_from(EXPORT_BYTES).unwrap();
+    let reading = [option(GO, &everything), request(0, 0, 1, 0, length), request(0, 2, 2, 0, 0)];
+    let read = s_client(server, holder, version, &reading.concat());
+    let (replies, rest) = option_replies(&read.stdout);
+    let is_granted = replies.last().is_some_and(|(code, _)| *code == ACK);
+    let succeeded = is_granted && rest.starts_with(&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
     Attempt { succeeded, bytes: rest.get(16..).map(<[u8]>::to_vec), said }
 }
 
@@ -291,6 +285,10 @@ fn wait_for_failure(server: &Process, seen: usize, cause: Cause, remedy: &str) {
     });
     assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     assert_eq!((&line["level"], &line["reads"]), (&"INFO".into(), &0.into()), "{line}");
+    let all = server.log().split_off(seen);
+    let failed = |line: &&Value| line["error"].as_str().is_some_and(|e| e.starts_with("TLS "));
+    let mut causes = all.iter().filter(failed).map(|line| line["error"].as_str().unwrap());
+    assert!(causes.all(|error| error.starts_with(&expected)), "another cause too: {all:#?}");
     let detail = &line["error"].as_str().unwrap()[expected.len()..];
     assert!(detail.is_empty() || (detail.starts_with(" (") && detail.ends_with(')')), "{line}");
 }
@@ -302,8 +300,11 @@ fn every_client_with_every_certificate(maker: Maker) {
     let day = Duration::DAY;
     let handshake = Fault::Handshake;
     let revoked = pki.revoked("alice");
+    let (alice, nobody) = (pki.good("alice"), pki.nobody());
+    // It has all that it needs in a file, and does not name it as -keyfile.
+    fs::copy(&alice.bundle, &nobody.bundle).unwrap();
     let holders = [
-        ("nobody", pki.nobody(), handshake(Cause::NoCertificate, "-keyfile")),
+        ("nobody", nobody, handshake(Cause::NoCertificate, "-keyfile")),
         (
             "of another CA",
             pki.of_another_ca("alice"),
@@ -338,7 +339,7 @@ fn every_client_with_every_certificate(maker: Maker) {
         ("server only", pki.server_only("alice"), handshake(Cause::WrongPurpose, "clientAuth")),
         ("version 1", pki.version_1("alice"), handshake(Cause::Version1, "-extfile")),
         ("not allowed", pki.good("bob"), Fault::NoRule),
-        ("good", pki.good("alice"), Fault::Nothing),
+        ("good", alice, Fault::Nothing),
     ];
     let server = serve(&pki, &["--allow-cn", "alice"]);
     let directory = tempfile::tempdir().unwrap();
@@ -385,6 +386,9 @@ fn every_client_with_every_certificate(maker: Maker) {
             assert_eq!(size.text().trim(), EXPORT_BYTES.to_string(), "after {cell}");
         }
     }
+    let looked = server
+        .wait_behind(0, |line| line["message"] == "nothing opened" && line["version"] == "TLSv1_2");
+    assert!(looked["suite"].as_str().unwrap().starts_with("TLS_ECDHE_"), "{looked}");
     // Whoever was let in is in the log as well, with everything that there is to know.
     let opened = server.log().into_iter().rfind(|line| line["message"] == "opened").unwrap();
     assert_eq!(opened["export"], format!("{EXPORT:?}"), "{opened}");
@@ -588,9 +592,9 @@ fn under_tls_require_no_client_without_tls_gets_anything() {
             assert!(!copy.exists() || fs::metadata(&copy).unwrap().len() == 0);
         }
         assert_eq!(copied(&alice.uri(server.port(), ""), &directory), Ok(digest(EXPORT_FILE)));
-        let opened = server.log().iter().filter(|line| line["message"] == "opened").count();
-        let in_tls = server.log().iter().filter(|line| line["version"].is_string()).count();
-        assert!(opened > 0 && opened == in_tls, "{:#?}", server.log());
+        let log = server.log();
+        let mut opened = log.iter().filter(|line| line["message"] == "opened").peekable();
+        assert!(opened.peek().is_some() && opened.all(|line| line["version"].is_string()));
     }
 }
 
@@ -669,13 +673,6 @@ fn certificates_are_found_wherever_people_keep_them() {
     }
 }
 
-/// The binary with arguments that must keep it from serving: its exit code and what it says.
-fn refused(arguments: &[&str]) -> (i32, String) {
-    let output = Client::new(HEXZ_NBD).args(arguments).run().failed();
-    assert!(output.stdout.is_empty(), "{arguments:?}: {}", output.text());
-    (output.status.code().unwrap(), output.stderr)
-}
-
 #[test]
 fn what_would_be_unsafe_or_cannot_work_does_not_start_and_names_the_ways_out() {
     let pki = Pki::new(Maker::HexzNbd);
@@ -685,7 +682,6 @@ fn what_would_be_unsafe_or_cannot_work_does_not_start_and_names_the_ways_out() {
     let alone = tempfile::tempdir().unwrap();
     let lone = alone.path().join("lone.pem");
     fs::write(&lone, pki.read("server-key.pem") + &pki.read("server-cert.pem")).unwrap();
-    pki.protect("server-key.pem", 0o600);
     protect(&lone, 0o600);
     let lone = text(&lone).to_owned();
     let garbage = pki.write("garbage.pem", "-----BEGIN CERTIFICATE-----\n!\n");
@@ -772,11 +768,6 @@ fn what_would_be_unsafe_or_cannot_work_does_not_start_and_names_the_ways_out() {
     }
 }
 
-fn protect(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
 fn warnings(server: &Process) -> Vec<String> {
     let log = server.log();
     let warnings = log.iter().filter(|line| line["level"] == "WARN");
@@ -798,36 +789,29 @@ fn what_is_insecure_starts_when_it_is_said_aloud_and_is_warned_of() {
     protect(&open_key, 0o644);
     let start = |flags: &[&str]| Process::start([&any, flags, &[&export]].concat());
 
-    let plaintext = ["--insecure-allow-plaintext"];
-    for (flags, uri) in [
-        (&plaintext[..], &(|server: &Process| server.uri("")) as &dyn Fn(&Process) -> String),
-        (&["--insecure-allow-plaintext", "--tls-cert", &srv, "--tls", "on"], &|server| {
-            alice.uri(server.port(), "")
-        }),
-        (&["--insecure-allow-anonymous", "--tls-cert", text(&lone)], &|server| {
-            nobody.uri(server.port(), "")
-        }),
-        (&["--insecure-allow-anonymous", "--tls-cert", &srv], &|server| {
-            nobody.uri(server.port(), "")
-        }),
-        (&["--insecure-key-permissions", "--tls-cert", text(&open_key)], &|server| {
-            alice.uri(server.port(), "")
-        }),
+    let plaintext = "serving in plaintext what other hosts can reach";
+    let anonymous = "serving clients without certificates on what other hosts reach";
+    let permissions = "private keys are used even if others can read them";
+    for (flags, warning, holder) in [
+        (&["--insecure-allow-plaintext"][..], plaintext, None),
+        (
+            &["--insecure-allow-plaintext", "--tls-cert", &srv, "--tls", "on"],
+            plaintext,
+            Some(&alice),
+        ),
+        (&["--insecure-allow-anonymous", "--tls-cert", text(&lone)], anonymous, Some(&nobody)),
+        (&["--insecure-allow-anonymous", "--tls-cert", &srv], anonymous, Some(&nobody)),
+        (&["--insecure-key-permissions", "--tls-cert", text(&open_key)], permissions, Some(&alice)),
     ] {
         let server = start(flags);
-        let warning = match flags[0] {
-            "--insecure-allow-plaintext" => "serving in plaintext what other hosts can reach",
-            "--insecure-allow-anonymous" => "serving clients without certificates",
-            _ => "private keys are used even if others can read them",
-        };
-        let warned = warnings(&server);
-        assert!(warned.iter().any(|line| line.starts_with(warning)), "{flags:?}: {warned:?}");
-        assert_eq!(copied(&uri(&server), &directory), Ok(digest(EXPORT_FILE)), "{flags:?}");
+        assert_eq!(warnings(&server), [warning], "{flags:?}");
+        let uri = holder.map_or_else(|| server.uri(""), |holder| holder.uri(server.port(), ""));
+        assert_eq!(copied(&uri, &directory), Ok(digest(EXPORT_FILE)), "{flags:?}");
     }
     assert_eq!(warnings(&start(&["--tls-cert", &srv])), [""; 0]);
 }
 
-/// The two commands of the README, and the first ones of its clients.
+/// From nothing: the two commands for the server, and what `certs client` prints for the clients.
 #[test]
 fn two_commands_serve_who_holds_a_certificate_and_nobody_else() {
     let directory = tempfile::tempdir().unwrap();

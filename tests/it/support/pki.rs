@@ -1,6 +1,7 @@
 //! Certificates, good and bad, made by `hexz-nbd certs` or by openssl.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use hexz_nbd::tls::issue::{self, Authority, Issued, Validity};
@@ -94,7 +95,7 @@ impl Pki {
                 .map(|name| pki.read(name))
                 .concat(),
         );
-        pki.protect("srv.pem", 0o600);
+        protect(&pki.path("srv.pem"), 0o600);
         pki
     }
 
@@ -109,11 +110,6 @@ impl Pki {
     pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
         fs::write(self.path(name), contents).unwrap();
         self.path(name)
-    }
-
-    pub(crate) fn protect(&self, name: &str, mode: u32) {
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
     /// `hexz-nbd certs` in the directory. What it prints.
@@ -292,7 +288,7 @@ impl Pki {
             Maker::HexzNbd | Maker::OpensslEcdsa => "EC -pkeyopt ec_paramgen_curve:P-256",
         };
         self.openssl(&format!("genpkey -algorithm {algorithm} -out {name}"));
-        self.protect(name, 0o600);
+        protect(&self.path(name), 0o600);
     }
 
     fn request(&self, common_name: &str) {
@@ -338,4 +334,9 @@ impl Holder {
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Who may do what with a file.
+pub(crate) fn protect(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }

@@ -364,6 +364,13 @@ impl Output {
     }
 }
 
+/// The binary with arguments that must keep it from serving: its exit code and its only line.
+pub(crate) fn refused(arguments: &[&str]) -> (i32, String) {
+    let output = Client::new(HEXZ_NBD).args(arguments).run().failed();
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", output.text());
+    (output.status.code().unwrap(), output.stderr)
+}
+
 fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
