@@ -43,6 +43,9 @@ pub(crate) fn load(settings: &Settings) -> Result<Loaded, Failure> {
                 .to_owned(),
         ));
     };
+    if settings.insecure.insecure_key_permissions {
+        tracing::warn!("private keys are used even if others can read them");
+    }
     let anonymous = settings.insecure.insecure_allow_anonymous;
     let sources = Sources {
         server,

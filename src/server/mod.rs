@@ -2,6 +2,7 @@
 
 pub(crate) mod budget;
 pub mod listener;
+pub(crate) mod offer;
 pub mod policy;
 pub mod reload;
 pub(crate) mod session;

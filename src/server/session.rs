@@ -21,6 +21,7 @@ use crate::nbd::{
     ReadFailure, Transmission, Upgrade,
 };
 use crate::server::Shared;
+use crate::server::offer::Offer;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
 use crate::server::upgrade::{self, UpgradeError};
 use crate::tls::IdentityError;
@@ -143,10 +144,10 @@ impl Session<'_> {
     ) -> Result<&'static str, SessionError> {
         let tls = self.policy.tls.clone();
         let shown = if tls.is_some() { Shown::Plaintext } else { Shown::Nothing };
-        let view = self.policy.view(shown.clone());
+        let offer = Offer::new(Arc::clone(&self.policy), shown.clone(), self.peer);
         let channel = match tls.as_ref().map(|tls| tls.mode) {
-            None => Channel::Plain(view),
-            Some(TlsMode::Selective) => Channel::MayUpgrade(view),
+            None => Channel::Plain(offer),
+            Some(TlsMode::Selective) => Channel::MayUpgrade(offer),
             Some(TlsMode::Required) => Channel::MustUpgrade,
         };
         let (mut input, mut outbox) = (BytesMut::new(), Outbox::default());
@@ -199,24 +200,21 @@ impl Session<'_> {
         let client = chain.map(Certified::new).transpose()?.map(Arc::new);
         let version = connection.protocol_version().and_then(|version| version.as_str());
         let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
-        let shown = Shown::Tls(client.clone());
+        let shown = Shown::Tls(client);
 
-        let negotiation = upgrade.negotiate(self.policy.view(shown.clone()));
+        let offer = Offer::new(Arc::clone(&self.policy), shown.clone(), self.peer);
+        let negotiation = upgrade.negotiate(offer);
         let mut input = BytesMut::new();
         let chosen = self.negotiate(stream, negotiation, &mut input, Outbox::default()).await;
-        let identity = client.as_ref().map(|client| tracing::field::display(&client.identity));
+        let identity = shown.identity().map(tracing::field::display);
         let peer = self.peer;
-        match chosen? {
-            Chosen::Export(entered, outbox) => {
-                let export = entered.export.info().name.as_str();
-                tracing::info!(%peer, export, identity, version, suite, "opened");
-                self.read(stream, input, outbox, entered, shown).await
-            }
-            Chosen::Nothing | Chosen::StartTls(_) => {
-                tracing::info!(%peer, identity, version, suite, "nothing opened");
-                Ok(ABORTED)
-            }
+        if let Ok(Chosen::Export(entered, outbox)) = chosen {
+            let export = entered.export.info().name.as_str();
+            tracing::info!(%peer, export, identity, version, suite, "opened");
+            return self.read(stream, input, outbox, entered, shown).await;
         }
+        tracing::info!(%peer, identity, version, suite, "nothing opened");
+        chosen.map(|_| ABORTED)
     }
 
     /// Until an export is chosen, TLS begins, or the client says goodbye.

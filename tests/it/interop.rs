@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::fixtures::{self, Fixture, Kind, sha256};
-use crate::support::process::{Client, HEXZ_NBD, Output, Process};
+use crate::support::process::{Client, Output, Process, refused};
 
 /// An export and what every client must read from it.
 struct Expected {
@@ -160,13 +160,6 @@ fn nbdinfo(arguments: &[&str]) -> Value {
 fn names(listing: &Value) -> BTreeSet<String> {
     let exports = listing["exports"].as_array().unwrap();
     exports.iter().map(|export| export["export-name"].as_str().unwrap().to_owned()).collect()
-}
-
-/// The binary with arguments that must keep it from serving: its exit code and its only line.
-fn refused(arguments: &[&str]) -> (i32, String) {
-    let output = Client::new(HEXZ_NBD).args(arguments).run().failed();
-    assert!(output.stdout.is_empty(), "{arguments:?}: {}", output.text());
-    (output.status.code().unwrap(), output.stderr)
 }
 
 #[test]

@@ -3,5 +3,6 @@
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod fixtures;
+pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -34,7 +34,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbd-client", "nbd-client"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
     ("nbdsh", "python3-libnbd"),
+    ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
 ];
@@ -76,23 +78,11 @@ impl Process {
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let stdout = File::create(directory.path().join("stdout")).unwrap();
-        let mut child = command
+        command
             .args(["--log-format", "json", "--listen", "127.0.0.1:0", "--unix"])
             .arg(socket_in(&directory))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Log::default());
-        let stderr = child.stderr.take().unwrap();
-        let log_reader = {
-            let log = Arc::clone(&log);
-            std::thread::spawn(move || log.fill(stderr))
-        };
-        let mut process = Self { child, log, log_reader: Some(log_reader), port: 0, directory };
+            .args(arguments);
+        let mut process = Self::spawn(command, directory);
         // The Unix socket is the last to be announced.
         process.wait_until(|line| endpoint(line).starts_with("unix:"), 1);
         process.port = process
@@ -101,6 +91,32 @@ impl Process {
             .find_map(|line| endpoint(line).strip_prefix("127.0.0.1:")?.parse().ok())
             .unwrap();
         process
+    }
+
+    /// Runs a command that starts the server as it is, with its log for people, and waits until
+    /// clients can connect to its one port.
+    pub(crate) fn start_as_written(command: Command) -> Self {
+        let mut process = Self::spawn(command, tempfile::tempdir().unwrap());
+        let port = |line: &Value| {
+            let (_, endpoint) = line.as_str()?.split_once(" listening endpoint=")?;
+            endpoint.rsplit_once(':')?.1.parse().ok()
+        };
+        process.wait_until(|line| port(line).is_some(), 1);
+        process.port = process.log().iter().find_map(port).unwrap();
+        process
+    }
+
+    fn spawn(mut command: Command, directory: TempDir) -> Self {
+        let stdout = File::create(directory.path().join("stdout")).unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let stderr = child.stderr.take().unwrap();
+        let log_reader = {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || log.fill(stderr))
+        };
+        Self { child, log, log_reader: Some(log_reader), port: 0, directory }
     }
 
     /// The port on 127.0.0.1.
@@ -137,6 +153,13 @@ impl Process {
     /// later than what they tell of.
     pub(crate) fn wait_for(&self, message: &str, times: usize) {
         self.wait_until(|line| line["message"] == message, times);
+    }
+
+    /// Waits for such a line behind the first `seen` ones, and returns it.
+    pub(crate) fn wait_behind(&self, seen: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+        let before = self.log().iter().take(seen).filter(|line| wanted(line)).count();
+        self.wait_until(&wanted, before + 1);
+        self.log().into_iter().skip(seen).find(|line| wanted(line)).unwrap()
     }
 
     fn wait_until(&self, wanted: impl Fn(&Value) -> bool, times: usize) {
@@ -259,6 +282,15 @@ impl Client {
         self
     }
 
+    /// What the command reads on its standard input.
+    pub(crate) fn input(mut self, bytes: &[u8]) -> Self {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        self.command.stdin(file);
+        self
+    }
+
     /// Runs the command to its end.
     pub(crate) fn run(self) -> Output {
         self.start().finish()
@@ -330,6 +362,13 @@ impl Output {
         serde_json::from_slice(&self.stdout)
             .unwrap_or_else(|error| panic!("{}: {error}: {}", self.program, self.text()))
     }
+}
+
+/// The binary with arguments that must keep it from serving: its exit code and its only line.
+pub(crate) fn refused(arguments: &[&str]) -> (i32, String) {
+    let output = Client::new(HEXZ_NBD).args(arguments).run().failed();
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", output.text());
+    (output.status.code().unwrap(), output.stderr)
 }
 
 fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {

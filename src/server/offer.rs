@@ -1,0 +1,59 @@
+//! What one client is offered, and in the log why it is not offered more.
+
+use std::sync::Arc;
+
+use crate::export::Export;
+use crate::nbd::{ExportDirectory, Listing};
+use crate::server::policy::{Policy, Shown};
+use crate::server::session::Peer;
+
+const NO_RULE: &str = "no rule allows this client; allow it with --allow-cn, --allow-ou, \
+                       --allow-dns, --allow-uri or --allow-fingerprint, or in the rules of the \
+                       export";
+const NEEDS_TLS: &str = "it is not marked `plaintext`, and the client has not begun TLS";
+const NO_EXPORT: &str = "there is no export of that name";
+
+/// The exports that one client may read. A hidden one and a made-up one look the same to the
+/// client, and different in the log.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    policy: Arc<Policy>,
+    shown: Shown,
+    peer: Peer,
+}
+
+impl Offer {
+    pub(crate) fn new(policy: Arc<Policy>, shown: Shown, peer: Peer) -> Self {
+        Self { policy, shown, peer }
+    }
+
+    fn log_refusal(&self, export: Option<&str>, exists: bool) {
+        let (peer, identity) = (self.peer, self.shown.identity().map(tracing::field::display));
+        let reason = match &self.shown {
+            _ if !exists => NO_EXPORT,
+            Shown::Plaintext => NEEDS_TLS,
+            Shown::Nothing | Shown::Tls(_) => NO_RULE,
+        };
+        tracing::info!(%peer, export, identity, reason, "refused");
+    }
+}
+
+impl ExportDirectory for Offer {
+    type Export = Arc<Export>;
+
+    fn list(&self) -> Vec<Listing> {
+        let listed = self.policy.view(self.shown.clone()).list();
+        if listed.is_empty() && !self.policy.catalogue.is_empty() {
+            self.log_refusal(None, true);
+        }
+        listed
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Export>> {
+        let found = self.policy.view(self.shown.clone()).find(name);
+        if found.is_none() {
+            self.log_refusal(Some(name), self.policy.catalogue.get(name).is_some());
+        }
+        found
+    }
+}
