@@ -265,8 +265,10 @@ impl Session<'_> {
         let shared = self.shared;
         let withdrawn = shared.until_withdrawn(shown, export.info().name.clone());
         let ending = tokio::select! {
-            ending = self.transmit(stream, input, outbox, export) => ending?,
+            // First: what was allowed when the client came may not be any more.
+            biased;
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
+            ending = self.transmit(stream, input, outbox, export) => ending?,
         };
         Ok(match ending {
             Some(Ending::Disconnected) => "disconnected by the client",

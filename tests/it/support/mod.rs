@@ -4,3 +4,4 @@ pub(crate) mod client;
 pub(crate) mod fixtures;
 pub(crate) mod process;
 pub(crate) mod server;
+pub(crate) mod tls;

@@ -139,7 +139,8 @@ impl Process {
         self.wait_until(|line| line["message"] == message, times);
     }
 
-    fn wait_until(&self, wanted: impl Fn(&Value) -> bool, times: usize) {
+    /// Waits until there are so many lines of that kind.
+    pub(crate) fn wait_until(&self, wanted: impl Fn(&Value) -> bool, times: usize) {
         let is_there = |content: &LogContent| {
             content.lines.iter().filter(|line| wanted(line)).count() >= times
         };
@@ -155,6 +156,11 @@ impl Process {
             "hexz-nbd {is_running} and its log is not what it should be: {:#?}",
             content.lines,
         );
+    }
+
+    /// Asks the server to read everything anew, as a service manager does.
+    pub(crate) fn reload(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
     }
 
     /// Asks the server to stop, as a service manager does, and waits until it has.
