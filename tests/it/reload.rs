@@ -445,6 +445,7 @@ fn traces_of_key(pem: &str) -> Vec<String> {
     let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
     let der = key.secret_der();
     // The numbers that make it secret lie behind the names of the algorithm and the curve.
+    assert_eq!(der[34..36], [4, 32], "the length of the number");
     let secret = &der[36..68];
     let spelt = |spell: fn(&u8) -> String, between: &str| {
         secret

@@ -158,6 +158,14 @@ impl Process {
         );
     }
 
+    /// The most memory that the server has had so far, in bytes.
+    pub(crate) fn peak_memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Asks the server to read everything anew, as a service manager does.
     pub(crate) fn reload(&self) {
         kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
