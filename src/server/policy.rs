@@ -108,12 +108,6 @@ impl Policy {
         Self { catalogue: Arc::new(catalogue), tls: None, access: Access::default() }
     }
 
-    /// The exports that a client may read.
-    pub(crate) fn view(self: &Arc<Self>, shown: Shown) -> View<impl Fn(&str) -> bool + use<>> {
-        let policy = Arc::clone(self);
-        View::new(Arc::clone(&self.catalogue), move |name: &str| policy.access.allows(&shown, name))
-    }
-
     /// Whether a client that reads an export may go on: the export is still there, its certificate
     /// is still good, and the rules still allow it.
     ///
@@ -170,6 +164,24 @@ impl Access {
 }
 
 impl Shared {
+    /// The exports that a client may read: those of the policy that it came under, as long as the
+    /// one in force allows them too.
+    pub(crate) fn view<'a>(
+        &'a self,
+        came_under: &Arc<Policy>,
+        shown: Shown,
+    ) -> View<impl Fn(&str) -> bool + use<'a>> {
+        let came_under = Arc::clone(came_under);
+        View::new(Arc::clone(&came_under.catalogue), move |name: &str| {
+            let in_force = Arc::clone(&self.policy.borrow());
+            // To verify certificates again is work, and mostly nothing has changed.
+            let still = || {
+                Arc::ptr_eq(&came_under, &in_force) || in_force.still_allows(&shown, name).is_ok()
+            };
+            came_under.access.allows(&shown, name) && still()
+        })
+    }
+
     /// Ends when a reload takes an export away from a client.
     pub(crate) async fn until_withdrawn(&self, shown: Shown, export: String) -> Withdrawn {
         let mut policies = self.policy.subscribe();

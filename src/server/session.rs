@@ -144,7 +144,7 @@ impl Session<'_> {
     ) -> Result<&'static str, SessionError> {
         let tls = self.policy.tls.clone();
         let shown = if tls.is_some() { Shown::Plaintext } else { Shown::Nothing };
-        let view = self.policy.view(shown.clone());
+        let view = self.shared.view(&self.policy, shown.clone());
         let channel = match tls.as_ref().map(|tls| tls.mode) {
             None => Channel::Plain(view),
             Some(TlsMode::Selective) => Channel::MayUpgrade(view),
@@ -201,7 +201,7 @@ impl Session<'_> {
         let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
         let shown = Shown::Tls(client.clone());
 
-        let negotiation = upgrade.negotiate(self.policy.view(shown.clone()));
+        let negotiation = upgrade.negotiate(self.shared.view(&self.policy, shown.clone()));
         let mut input = BytesMut::new();
         let chosen = self.negotiate(stream, negotiation, &mut input, Outbox::default()).await;
         let identity = client.as_ref().map(|client| tracing::field::display(&client.identity));

@@ -27,6 +27,7 @@ use crate::support::tls::{Files, Pki, TlsClient, VERSIONS, allow, policy, policy
 
 const ABORT: u32 = 2;
 const LIST: u32 = 3;
+const INFO: u32 = 6;
 const GO: u32 = 7;
 
 fn kind(client: &TlsClient) -> Option<HandshakeKind> {
@@ -147,6 +148,41 @@ async fn a_reload_ends_the_connections_that_it_no_longer_allows_and_no_others() 
     }
 }
 
+/// Also while it chooses, which it may take some time for.
+#[tokio::test]
+async fn a_client_that_came_before_a_reload_hears_of_nothing_that_it_took_away() {
+    let pki = Pki::new();
+    let alice = pki.client("alice");
+    let config = connector(&pki, &alice);
+    let before = || policy(TlsMode::Required, &pki.material());
+    let server = Server::with(before(), Limits::default()).await;
+    let mut only_zstd = Catalogue::default();
+    only_zstd.add(export("zstd", "v082-zstd.hxz")).unwrap();
+    let only_zstd = Arc::new(only_zstd);
+    let reloads = [
+        ruled(&pki, allow(&["bob"])),
+        policy(TlsMode::Required, &pki.material_without(&[&alice])),
+        Policy::plaintext(catalogue()),
+        policy_of(only_zstd, TlsMode::Required, &pki.material(), Access::default()),
+    ];
+    for (reload, left) in reloads.into_iter().zip([0, 0, 0, 1]) {
+        server.replace(before());
+        let mut upgraded = server.upgrade(&config).await;
+        assert_eq!(upgraded.option(LIST, b"").await.0.len(), 4);
+        let upgrades_later = server.greet().await;
+        server.replace(reload);
+        let upgrades_later = upgrades_later.start_tls(&config).await.unwrap();
+        for mut client in [upgraded, upgrades_later] {
+            let (listed, last) = client.option(LIST, b"").await;
+            assert_eq!((listed.len(), last), (left, ACK), "{listed:?}");
+            for code in [INFO, GO] {
+                let answer = client.option(code, &query("disk", &[0, 1, 2, 3])).await;
+                assert_eq!(answer, (vec![], ERR_UNKNOWN));
+            }
+        }
+    }
+}
+
 /// Clients on each side of a change between the three modes.
 #[tokio::test]
 async fn a_change_of_mode_ends_what_it_forbids() {
@@ -203,7 +239,7 @@ async fn read_on(
     load: Load,
 ) {
     const LENGTH: usize = 16 << 10;
-    let comes_again = number % 4 == 0;
+    let comes_again = number.is_multiple_of(4);
     let mut client: Option<TlsClient> = None;
     let mut offset = number * 4096;
     while !load.done.is_cancelled() {

@@ -517,7 +517,7 @@ fn any_option(name: &'static str) -> impl Strategy<Value = Vec<u8>> {
 /// Bytes of a client that has been greeted.
 fn any_session(name: &'static str) -> impl Strategy<Value = Vec<u8>> {
     let flags = prop_oneof![5 => Just(3_u32), 1 => 0..4_u32, 1 => any::<u32>()];
-    let rest = vec![request(0, 0, 1, 0, 4096), vec![0; 64]].concat();
+    let rest = [request(0, 0, 1, 0, 4096), vec![0; 64]].concat();
     (flags, vec(any_option(name), 0..12)).prop_map(move |(flags, options)| {
         [&flags.to_be_bytes()[..], &options.concat(), &rest].concat()
     })
@@ -666,4 +666,50 @@ fn error(line: &serde_json::Value) -> &str {
 /// Whether it tells of a client that got anywhere.
 fn was_let_in(line: &serde_json::Value) -> bool {
     line["message"] == "opened" || line["message"] == "nothing opened"
+}
+
+/// What nbd-client would have to tell its user.
+#[tokio::test]
+async fn a_client_whose_certificate_is_refused_is_told_so_rather_than_cut_off() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let server = Server::with_tls(&pki).await;
+    for version in VERSIONS {
+        let stranger = pki.connector(&other.client("stranger"), &[version]);
+        for _ in 0..20 {
+            let mut client = before_handshake(&server).await;
+            let mut tls = connection(&stranger);
+            let outcome = async {
+                while tls.is_handshaking() {
+                    client.send(&written(&mut tls)).await;
+                    receive(&mut client, &mut tls).await?;
+                }
+                // In TLS 1.3 the client believes that it is in, and goes on.
+                std::io::Write::write_all(&mut tls.writer(), &option(LIST, b"")).unwrap();
+                for bytes in written(&mut tls).chunks(10) {
+                    client.stream.write_all(bytes).await?;
+                }
+                loop {
+                    receive(&mut client, &mut tls).await?;
+                }
+            };
+            let outcome: std::io::Result<()> = outcome.await;
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("UnknownCA"), "{error}");
+        }
+    }
+}
+
+async fn receive(client: &mut Client, tls: &mut ClientConnection) -> std::io::Result<()> {
+    let mut received = [0; 4096];
+    let count = timeout(PATIENCE, client.stream.read(&mut received)).await;
+    let count = count.expect("the server says nothing")?;
+    if count == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut received = &received[..count];
+    while !received.is_empty() {
+        tls.read_tls(&mut received)?;
+        tls.process_new_packets().map_err(std::io::Error::other)?;
+    }
+    Ok(())
 }
