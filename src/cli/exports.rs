@@ -180,3 +180,54 @@ fn rules(allow: &AllowSettings) -> Result<Rules, Failure> {
     });
     rules.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    }
+
+    /// Opens all files of a directory. The exports, in the order of their names.
+    fn open(exports: &mut Exports, directory: &Path) -> Vec<Arc<Export>> {
+        let arguments = [ExportArgument::of_path(directory)];
+        let (catalogue, _) = exports.open_all(&arguments, &AllowSettings::default()).unwrap();
+        catalogue.iter().cloned().collect()
+    }
+
+    #[test]
+    fn what_has_not_changed_stays_open_and_what_has_is_opened_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |from: &str, name: &str| {
+            std::fs::copy(fixture(from), directory.path().join("new")).unwrap();
+            std::fs::rename(directory.path().join("new"), directory.path().join(name)).unwrap();
+        };
+        put("v082-onebyte.hxz", "a.hxz");
+        put("v082-onebyte.hxz", "b.hxz");
+        let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
+        let first = open(&mut exports, directory.path());
+        put("v082-zstd.hxz", "b.hxz");
+        put("v082-onebyte.hxz", "c.hxz");
+        let second = open(&mut exports, directory.path());
+        assert!(Arc::ptr_eq(&first[0], &second[0]));
+        assert!(!Arc::ptr_eq(&first[1], &second[1]));
+        assert_eq!((second[1].info().size_bytes, second.len()), (2_098_688, 3));
+    }
+
+    /// Whoever builds the next policy after one that failed starts from what is in force.
+    #[test]
+    fn what_is_open_is_kept_when_something_else_cannot_be_opened() {
+        let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
+        let good = ExportArgument::of_path(fixture("v082-onebyte.hxz"));
+        let missing = ExportArgument::of_path(fixture("missing.hxz"));
+        let none = AllowSettings::default();
+        let only = |exports: &mut Exports| {
+            let (catalogue, _) = exports.open_all(std::slice::from_ref(&good), &none).unwrap();
+            Arc::clone(catalogue.iter().next().unwrap())
+        };
+        let first = only(&mut exports);
+        exports.open_all(&[good.clone(), missing], &none).unwrap_err();
+        assert!(Arc::ptr_eq(&first, &only(&mut exports)));
+    }
+}

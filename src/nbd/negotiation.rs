@@ -21,6 +21,10 @@ const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
     | transmission_flags::SEND_FLUSH
     | transmission_flags::CAN_MULTI_CONN;
 
+/// The answer to almost everything before TLS where it is required, whatever else is wrong.
+const TLS_REQUIRED: Refusal =
+    Refusal { code: ReplyCode::ERR_TLS_REQD, message: "this server requires TLS" };
+
 /// The client's bytes go in, replies come out, until an export is chosen or the session ends.
 #[derive(Debug)]
 pub struct Negotiation<D> {
@@ -269,8 +273,14 @@ impl<D: ExportDirectory> Negotiation<D> {
         if option == OptionCode::EXPORT_NAME {
             return Err(Violation::ExportName("an export name of more than 4096 bytes"));
         }
-        let message = "the option is longer than any that this server knows";
-        refuse(option, Refusal { code: ReplyCode::ERR_TOO_BIG, message }, outbox);
+        let may_be_without_tls = [OptionCode::STARTTLS, OptionCode::ABORT].contains(&option);
+        let refusal = if self.channel.directory().is_none() && !may_be_without_tls {
+            TLS_REQUIRED
+        } else {
+            let message = "the option is longer than any that this server knows";
+            Refusal { code: ReplyCode::ERR_TOO_BIG, message }
+        };
+        refuse(option, refusal, outbox);
         if payload_bytes > OPTION_SKIPPED_BYTES_MAX {
             return Err(Violation::OptionTooLong { option, payload_bytes });
         }
@@ -340,8 +350,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         if code == OptionCode::EXPORT_NAME {
             return Err(Violation::ExportName("an export without TLS, which is required"));
         }
-        let message = "this server requires TLS";
-        Ok(Step::Refuse(Refusal { code: ReplyCode::ERR_TLS_REQD, message }))
+        Ok(Step::Refuse(TLS_REQUIRED))
     }
 
     /// An unknown name and a hidden one must look the same, so the answer depends on nothing else.

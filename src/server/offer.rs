@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::export::Export;
 use crate::nbd::{ExportDirectory, Listing};
+use crate::server::Shared;
 use crate::server::policy::{Policy, Shown};
 use crate::server::session::Peer;
 
@@ -16,15 +17,21 @@ const NO_EXPORT: &str = "there is no export of that name";
 /// The exports that one client may read. A hidden one and a made-up one look the same to the
 /// client, and different in the log.
 #[derive(Debug)]
-pub(crate) struct Offer {
+pub(crate) struct Offer<'a> {
+    shared: &'a Shared,
+    /// What was in force when the client came.
     policy: Arc<Policy>,
     shown: Shown,
     peer: Peer,
 }
 
-impl Offer {
-    pub(crate) fn new(policy: Arc<Policy>, shown: Shown, peer: Peer) -> Self {
-        Self { policy, shown, peer }
+impl<'a> Offer<'a> {
+    pub(crate) fn new(shared: &'a Shared, policy: Arc<Policy>, shown: Shown, peer: Peer) -> Self {
+        Self { shared, policy, shown, peer }
+    }
+
+    fn view(&self) -> impl ExportDirectory<Export = Arc<Export>> {
+        self.shared.view(&self.policy, self.shown.clone())
     }
 
     fn log_refusal(&self, export: Option<&str>, exists: bool) {
@@ -38,11 +45,11 @@ impl Offer {
     }
 }
 
-impl ExportDirectory for Offer {
+impl ExportDirectory for Offer<'_> {
     type Export = Arc<Export>;
 
     fn list(&self) -> Vec<Listing> {
-        let listed = self.policy.view(self.shown.clone()).list();
+        let listed = self.view().list();
         if listed.is_empty() && !self.policy.catalogue.is_empty() {
             self.log_refusal(None, true);
         }
@@ -50,7 +57,7 @@ impl ExportDirectory for Offer {
     }
 
     fn find(&self, name: &str) -> Option<Arc<Export>> {
-        let found = self.policy.view(self.shown.clone()).find(name);
+        let found = self.view().find(name);
         if found.is_none() {
             self.log_refusal(Some(name), self.policy.catalogue.get(name).is_some());
         }

@@ -118,12 +118,6 @@ impl Policy {
         Self { catalogue: Arc::new(catalogue), tls: None, access: Access::default() }
     }
 
-    /// The exports that a client may read.
-    pub(crate) fn view(self: &Arc<Self>, shown: Shown) -> View<impl Fn(&str) -> bool + use<>> {
-        let policy = Arc::clone(self);
-        View::new(Arc::clone(&self.catalogue), move |name: &str| policy.access.allows(&shown, name))
-    }
-
     /// Whether a client that reads an export may go on: the export is still there, its certificate
     /// is still good, and the rules still allow it.
     ///
@@ -180,6 +174,24 @@ impl Access {
 }
 
 impl Shared {
+    /// The exports that a client may read: those of the policy that it came under, as long as the
+    /// one in force allows them too.
+    pub(crate) fn view<'a>(
+        &'a self,
+        came_under: &Arc<Policy>,
+        shown: Shown,
+    ) -> View<impl Fn(&str) -> bool + use<'a>> {
+        let came_under = Arc::clone(came_under);
+        View::new(Arc::clone(&came_under.catalogue), move |name: &str| {
+            let in_force = Arc::clone(&self.policy.borrow());
+            // To verify certificates again is work, and mostly nothing has changed.
+            let still = || {
+                Arc::ptr_eq(&came_under, &in_force) || in_force.still_allows(&shown, name).is_ok()
+            };
+            came_under.access.allows(&shown, name) && still()
+        })
+    }
+
     /// Ends when a reload takes an export away from a client.
     pub(crate) async fn until_withdrawn(&self, shown: Shown, export: String) -> Withdrawn {
         let mut policies = self.policy.subscribe();
@@ -192,6 +204,104 @@ impl Shared {
             if policies.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use time::OffsetDateTime;
+
+    use crate::tls::Rule;
+    use crate::tls::issue::{Authority, Client, Validity};
+
+    /// A client that has shown a certificate with this common name.
+    fn certified(name: &str) -> Shown {
+        let now = OffsetDateTime::from(std::time::SystemTime::now());
+        let day = Validity::days(now, 1).unwrap();
+        let (authority, _) = Authority::generate(day).unwrap();
+        let client = Client { common_name: name.to_owned(), ..Client::default() };
+        let issued = authority.client(&client, day).unwrap();
+        Shown::Tls(Some(Arc::new(Certified::new(&[issued.certificate]).unwrap())))
+    }
+
+    fn allow(names: &[&str]) -> Rules {
+        names.iter().map(|name| Rule::common_name(name).unwrap()).collect()
+    }
+
+    /// Common rules, and those of exports: name, rules, whether it is open to plaintext.
+    fn access(common: &[&str], exports: &[(&str, &[&str], bool)]) -> Access {
+        let exports = exports.iter().map(|(name, rules, plaintext)| {
+            let own = ExportAccess { rules: allow(rules), plaintext: *plaintext };
+            ((*name).to_owned(), own)
+        });
+        Access { rules: allow(common), exports: exports.collect() }
+    }
+
+    #[test]
+    fn with_any_rule_whoever_is_not_allowed_is_denied_and_own_rules_replace_the_common_ones() {
+        let (alice, bob) = (certified("alice"), certified("bob"));
+        let none = access(&[], &[("disk", &[], false)]);
+        let common = access(&["alice"], &[("disk", &[], false)]);
+        let own = access(&[], &[("disk", &["alice"], false), ("other", &[], false)]);
+        let both = access(&["alice"], &[("disk", &["bob"], false)]);
+        for (access, export, alice_may, bob_may, anonymous_may) in [
+            (&none, "disk", true, true, true),
+            (&none, "unheard of", true, true, true),
+            (&common, "disk", true, false, false),
+            (&common, "unheard of", true, false, false),
+            (&own, "disk", true, false, false),
+            // Rules elsewhere are rules.
+            (&own, "other", false, false, false),
+            (&own, "unheard of", false, false, false),
+            (&both, "disk", false, true, false),
+            (&both, "other", true, false, false),
+        ] {
+            for (shown, may) in
+                [(&alice, alice_may), (&bob, bob_may), (&Shown::Tls(None), anonymous_may)]
+            {
+                assert_eq!(access.allows(shown, export), may, "{access:?} {export} {shown:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_tls_the_mark_of_the_export_decides_and_no_rule() {
+        for rules in [&[][..], &["alice"]] {
+            let access = access(rules, &[("open", rules, true), ("closed", rules, false)]);
+            for (export, in_plaintext) in [("open", true), ("closed", false), ("", false)] {
+                assert_eq!(access.allows(&Shown::Plaintext, export), in_plaintext, "{export}");
+                // A server without TLS has nobody to keep out, and does not start with rules.
+                assert!(access.allows(&Shown::Nothing, export), "{export}");
+            }
+        }
+    }
+
+    /// Open to clients without TLS says nothing about those with.
+    #[test]
+    fn an_export_that_is_open_in_plaintext_has_rules_in_tls_all_the_same() {
+        let access = access(&["alice"], &[("open", &[], true)]);
+        assert!(access.allows(&Shown::Plaintext, "open"));
+        assert!(access.allows(&certified("alice"), "open"));
+        assert!(!access.allows(&certified("bob"), "open"));
+        assert!(!access.allows(&Shown::Tls(None), "open"));
+    }
+
+    #[test]
+    fn an_export_is_forgotten_if_only_others_have_rules() {
+        for (access, export, forgotten) in [
+            (access(&[], &[]), "disk", false),
+            (access(&[], &[("disk", &["alice"], false)]), "disk", false),
+            (access(&[], &[("disk", &["alice"], false)]), "other", true),
+            (access(&[], &[("disk", &["alice"], false), ("other", &[], false)]), "other", true),
+            (access(&["bob"], &[("disk", &["alice"], false)]), "other", false),
+        ] {
+            assert_eq!(access.forgets(export), forgotten, "{access:?} {export}");
+            let anybody = ["alice", "bob"].map(certified);
+            let may_nobody = anybody.iter().all(|shown| !access.allows(shown, export));
+            assert_eq!(may_nobody, forgotten, "{access:?} {export}");
         }
     }
 }

@@ -136,7 +136,12 @@ async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// The exports for a client of which so much is known.
+    fn offer(&self, shown: Shown) -> Offer<'a> {
+        Offer::new(self.shared, Arc::clone(&self.policy), shown, self.peer)
+    }
+
     /// A client that has just connected.
     async fn in_plaintext(
         &mut self,
@@ -144,7 +149,7 @@ impl Session<'_> {
     ) -> Result<&'static str, SessionError> {
         let tls = self.policy.tls.clone();
         let shown = if tls.is_some() { Shown::Plaintext } else { Shown::Nothing };
-        let offer = Offer::new(Arc::clone(&self.policy), shown.clone(), self.peer);
+        let offer = self.offer(shown.clone());
         let channel = match tls.as_ref().map(|tls| tls.mode) {
             None => Channel::Plain(offer),
             Some(TlsMode::Selective) => Channel::MayUpgrade(offer),
@@ -202,8 +207,7 @@ impl Session<'_> {
         let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
         let shown = Shown::Tls(client);
 
-        let offer = Offer::new(Arc::clone(&self.policy), shown.clone(), self.peer);
-        let negotiation = upgrade.negotiate(offer);
+        let negotiation = upgrade.negotiate(self.offer(shown.clone()));
         let mut input = BytesMut::new();
         let chosen = self.negotiate(stream, negotiation, &mut input, Outbox::default()).await;
         let identity = shown.identity().map(tracing::field::display);
@@ -263,8 +267,10 @@ impl Session<'_> {
         let shared = self.shared;
         let withdrawn = shared.until_withdrawn(shown, entered.export.info().name.clone());
         let ending = tokio::select! {
-            ending = self.transmit(stream, input, outbox, entered) => ending?,
+            // First: what was allowed when the client came may not be any more.
+            biased;
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
+            ending = self.transmit(stream, input, outbox, entered) => ending?,
         };
         Ok(match ending {
             Some(Ending::Disconnected) => "disconnected by the client",

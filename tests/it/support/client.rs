@@ -3,24 +3,27 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Nothing takes this long. A test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const ACK: u32 = 1;
 pub(crate) const SERVER: u32 = 2;
 pub(crate) const INFO: u32 = 3;
+pub(crate) const META_CONTEXT: u32 = 4;
 pub(crate) const ERR_UNSUP: u32 = 0x8000_0001;
 pub(crate) const ERR_POLICY: u32 = 0x8000_0002;
 pub(crate) const ERR_INVALID: u32 = 0x8000_0003;
+pub(crate) const ERR_TLS_REQD: u32 = 0x8000_0005;
 pub(crate) const ERR_UNKNOWN: u32 = 0x8000_0006;
 pub(crate) const ERR_TOO_BIG: u32 = 0x8000_0009;
 
-pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+/// Over TCP, or whatever is made of it.
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) stream: S,
 }
 
 impl Client {
@@ -29,9 +32,12 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         Self { stream }
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     pub(crate) async fn receive(&mut self, count: usize) -> Vec<u8> {
@@ -84,7 +90,7 @@ impl Client {
         loop {
             let (reply, payload) = self.option_reply(code).await;
             match reply {
-                SERVER | INFO => payloads.push(payload),
+                SERVER | INFO | META_CONTEXT => payloads.push(payload),
                 last => {
                     if last != ACK {
                         assert!(payload.len() <= 4096);

@@ -6,3 +6,4 @@ pub(crate) mod fixtures;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;
+pub(crate) mod tls;

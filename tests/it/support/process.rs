@@ -162,7 +162,8 @@ impl Process {
         self.log().into_iter().skip(seen).find(|line| wanted(line)).unwrap()
     }
 
-    fn wait_until(&self, wanted: impl Fn(&Value) -> bool, times: usize) {
+    /// Waits until there are so many lines of that kind.
+    pub(crate) fn wait_until(&self, wanted: impl Fn(&Value) -> bool, times: usize) {
         let is_there = |content: &LogContent| {
             content.lines.iter().filter(|line| wanted(line)).count() >= times
         };
@@ -178,6 +179,19 @@ impl Process {
             "hexz-nbd {is_running} and its log is not what it should be: {:#?}",
             content.lines,
         );
+    }
+
+    /// The most memory that the server has had so far, in bytes.
+    pub(crate) fn peak_memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Asks the server to read everything anew, as a service manager does.
+    pub(crate) fn reload(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
     }
 
     /// Asks the server to stop, as a service manager does, and waits until it has.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, ServerError};
+use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, Reloader, ServerError};
 use hexz_nbd::snapshot::{File, Stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ pub(crate) const EXPORTS: [(&str, &str); 4] = [
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    reloader: Reloader,
     stop: CancellationToken,
     running: JoinSet<Result<(), ServerError>>,
 }
@@ -38,25 +39,26 @@ impl Server {
 
     /// Exports these files under these names, of which one is `disk`.
     pub(crate) async fn exporting(exports: &[(&str, &str)], limits: Limits) -> Self {
-        let mut catalogue = Catalogue::default();
-        for (name, file) in exports {
-            let name = (*name).to_owned();
-            let description = Some(format!("from {file}"));
-            let settings =
-                ExportSettings { name, description, stream: Stream::Main, as_raw: false };
-            let file = File::open(fixtures::path(file)).unwrap();
-            catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
-        }
-        catalogue.set_default("disk").unwrap();
+        Self::with(Policy::plaintext(catalogue_of(exports)), limits).await
+    }
+
+    /// Serves what the policy says.
+    pub(crate) async fn with(policy: Policy, limits: Limits) -> Self {
         let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
-        let (policy, insecure) = (Policy::plaintext(catalogue), Insecure::default());
+        let insecure = Insecure::default();
         let server = server::Server::bind(&[endpoint], policy, limits, insecure).await.unwrap();
         let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!("no socket") };
         let address = *address;
+        let reloader = server.reloader();
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(server.run(stop.clone()));
-        Self { address, stop, running }
+        Self { address, reloader, stop, running }
+    }
+
+    /// As a reload does.
+    pub(crate) fn replace(&self, policy: Policy) {
+        self.reloader.replace(policy).unwrap();
     }
 
     /// A client that has not sent anything yet.
@@ -95,6 +97,29 @@ impl Server {
         client.request(0, 2, 8, 0, 0).await;
         client.expect_end().await;
     }
+}
+
+/// [`EXPORTS`], of which `disk` is the default.
+pub(crate) fn catalogue() -> Catalogue {
+    catalogue_of(&EXPORTS)
+}
+
+fn catalogue_of(exports: &[(&str, &str)]) -> Catalogue {
+    let mut catalogue = Catalogue::default();
+    for (name, file) in exports {
+        catalogue.add(export(name, file)).unwrap();
+    }
+    catalogue.set_default("disk").unwrap();
+    catalogue
+}
+
+/// A fixture under a name.
+pub(crate) fn export(name: &str, file: &str) -> Arc<Export> {
+    let description = Some(format!("from {file}"));
+    let name = name.to_owned();
+    let settings = ExportSettings { name, description, stream: Stream::Main, as_raw: false };
+    let file = File::open(fixtures::path(file)).unwrap();
+    Arc::new(Export::new(file, settings).unwrap())
 }
 
 /// The intact bytes of an export.
