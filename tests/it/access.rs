@@ -136,8 +136,9 @@ fn nbd_client_list(port: u16, holder: &Holder) -> Output {
 /// Asks for everything there is to know, and then for every byte if anything is told.
 fn openssl_attempt(server: &Process, holder: &Holder, version: &str) -> Attempt {
     let everything = query("", &[1, 2, 3]);
-    let questions =
-        [option(LIST, b""), option(INFO, &everything), option(GO, &everything), option(ABORT, b"")];
+    // Behind a GO that was refused it is no goodbye, but ends the session as well.
+    let (go, goodbye) = (option(GO, &everything), request(0, 2, 2, 0, 0));
+    let questions = [option(LIST, b""), option(INFO, &everything), go.clone(), goodbye.clone()];
     let told = s_client(server, holder, version, &questions.concat());
     let said = format!("{}{}", String::from_utf8_lossy(&told.stdout), told.stderr);
     let (replies, rest) = option_replies(&told.stdout);
@@ -145,7 +146,7 @@ fn openssl_attempt(server: &Process, holder: &Holder, version: &str) -> Attempt 
         return Attempt { succeeded: false, bytes: Some(rest.to_vec()), said };
     }
     let length = u32::try_from(EXPORT_BYTES).unwrap();
-    let reading = [option(GO, &everything), request(0, 0, 1, 0, length), request(0, 2, 2, 0, 0)];
+    let reading = [go, request(0, 0, 1, 0, length), goodbye];
     let read = s_client(server, holder, version, &reading.concat());
     let (replies, rest) = option_replies(&read.stdout);
     let is_granted = replies.last().is_some_and(|(code, _)| *code == ACK);
