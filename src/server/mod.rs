@@ -248,27 +248,29 @@ impl Server {
     }
 }
 
-/// Nothing that other hosts can reach is unprotected by mistake.
+/// Nothing that other hosts can reach is unprotected by mistake, and nothing that was said aloud
+/// goes without a warning.
 fn check_exposure(
     exposed: &[SocketAddr],
     policy: &Policy,
     insecure: Insecure,
 ) -> Result<(), ServerError> {
-    let Some(address) = exposed.first().copied() else {
-        return Ok(());
-    };
-    let required = policy.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Required);
-    if !required {
-        if !insecure.plaintext {
+    let tls = policy.tls.as_ref();
+    let plaintext = tls.is_none_or(|tls| tls.mode != TlsMode::Required);
+    let anonymous = tls.is_some_and(|tls| !tls.config.requires_client_certificate());
+    if let Some(address) = exposed.first().copied() {
+        if plaintext && !insecure.plaintext {
             return Err(ServerError::ExposedPlaintext { address });
         }
-        tracing::warn!(%address, "serving in plaintext what other hosts can reach");
-    }
-    if policy.tls.as_ref().is_some_and(|tls| !tls.config.requires_client_certificate()) {
-        if !insecure.anonymous {
+        if anonymous && !insecure.anonymous {
             return Err(ServerError::ExposedAnonymous { address });
         }
-        tracing::warn!(%address, "serving clients without certificates on what other hosts reach");
+    }
+    if plaintext && insecure.plaintext {
+        tracing::warn!(?exposed, "clients are served without TLS, wherever they are");
+    }
+    if anonymous && insecure.anonymous {
+        tracing::warn!(?exposed, "clients are served without certificates, wherever they are");
     }
     Ok(())
 }

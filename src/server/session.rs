@@ -58,11 +58,21 @@ enum SessionError {
     Withdrawn(Withdrawn),
     #[error("the server is stopping")]
     Stopped,
+    /// Whoever cut the connection, it was not the client in an orderly way: it would have said so.
+    #[error("connection cut: no close_notify came")]
+    Truncated,
     #[error("connection lost: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// A read panicked. That is a bug, and only this client is told.
     #[error("internal error: {0}")]
     Panic(#[from] tokio::task::JoinError),
+}
+
+impl From<io::Error> for SessionError {
+    fn from(error: io::Error) -> Self {
+        // Of plain streams the end is no error, so this is how TLS tells of a truncation.
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Truncated } else { Self::Io(error) }
+    }
 }
 
 /// Who is on the other end.

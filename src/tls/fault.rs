@@ -102,6 +102,15 @@ pub enum MaterialErrorKind {
     /// No revocation list where one is needed.
     #[error("there is no revocation list (X509 CRL) in it")]
     NoCrl,
+    /// A revocation list of X.509 version 1, which cannot say which certificates it covers.
+    #[error(
+        "revocation list {number} of the file is of version 1, which is not supported; `openssl ca` \
+         makes version 2 when its configuration names a crlnumber file"
+    )]
+    OldCrl {
+        /// Which one, counted from 1.
+        number: usize,
+    },
     /// A revocation list that cannot be used.
     #[error("revocation list {number} of the file cannot be used: {reason}")]
     UnusableCrl {

@@ -70,11 +70,14 @@ fn check_one(
     number: usize,
     cas: &[X509Certificate<'_>],
 ) -> Result<Dates, MaterialErrorKind> {
-    webpki::BorrowedCertRevocationList::from_der(der)
-        .map_err(|reason| MaterialErrorKind::UnusableCrl { number, reason })?;
     let Ok(([], list)) = CertificateRevocationList::from_der(der) else {
         return Err(MaterialErrorKind::UnusableCrl { number, reason: webpki::Error::BadDer });
     };
+    if list.version().is_none() {
+        return Err(MaterialErrorKind::OldCrl { number });
+    }
+    webpki::BorrowedCertRevocationList::from_der(der)
+        .map_err(|reason| MaterialErrorKind::UnusableCrl { number, reason })?;
     let issuer = certificate::name(list.issuer());
     let extensions = list.extensions();
     if extensions.iter().any(|extension| extension.oid.to_id_string() == ISSUING_DISTRIBUTION_POINT)
@@ -133,6 +136,21 @@ mod tests {
         });
         let error = load(&[&ca], &[&part]).unwrap_err();
         assert!(matches!(error.kind, MaterialErrorKind::PartialCrl { .. }), "{error}");
+    }
+
+    /// What `openssl ca` makes without a crlnumber file.
+    #[test]
+    fn a_list_of_version_1_is_refused_with_the_remedy() {
+        let (ca, files) = (Ca::new("test CA"), Files::new());
+        files.write("ca.pem", &ca.cert);
+        files.write("key.pem", &ca.key);
+        files.write("index.txt", "");
+        let settings = "default_ca=d\n[d]\ndatabase=index.txt\ndefault_md=sha256";
+        files.write("ca.cnf", format!("[ca]\n{settings}\ndefault_crl_days=30\n"));
+        files.openssl("ca -gencrl -config ca.cnf -cert ca.pem -keyfile key.pem -out crl.pem");
+        let error = load(&[&ca], &[&files.text("crl.pem")]).unwrap_err();
+        assert!(matches!(error.kind, MaterialErrorKind::OldCrl { number: 1 }), "{error}");
+        assert!(error.to_string().contains("crlnumber"), "{error}");
     }
 
     #[test]

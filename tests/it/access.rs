@@ -790,8 +790,8 @@ fn what_is_insecure_starts_when_it_is_said_aloud_and_is_warned_of() {
     protect(&open_key, 0o644);
     let start = |flags: &[&str]| Process::start([&any, flags, &[&export]].concat());
 
-    let plaintext = "serving in plaintext what other hosts can reach";
-    let anonymous = "serving clients without certificates on what other hosts reach";
+    let plaintext = "clients are served without TLS, wherever they are";
+    let anonymous = "clients are served without certificates, wherever they are";
     let permissions = "private keys are used even if others can read them";
     for (flags, warning, holder) in [
         (&["--insecure-allow-plaintext"][..], plaintext, None),
