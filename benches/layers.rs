@@ -19,16 +19,22 @@ use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
 use hexz_nbd::nbd::{Outbox, Piece, Replies, Transmission};
-use hexz_nbd::server::{Endpoint, Insecure, Limits, Policy, Server};
+use hexz_nbd::server::{Access, Endpoint, ExportAccess, Insecure, Limits, Policy, Server};
+use hexz_nbd::server::{Tls, TlsMode};
 use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
 use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
 use hexz_nbd::snapshot::{Stream, ZstdCompressor};
+use hexz_nbd::tls::issue::{Authority, Client, Validity};
+use hexz_nbd::tls::{ClientAuth, Material, MinVersion, ServerFiles, Sources, TlsConfig};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection};
 use tokio_util::sync::CancellationToken;
 
 const BLOCK: usize = 64 * 1024;
 const IMAGE_BYTES: usize = 64 << 20;
 
-criterion_group!(layers, snapshot, nbd, server);
+criterion_group!(layers, snapshot, nbd, server, tls);
 criterion_main!(layers);
 
 /// Phrases from a small vocabulary between noise: compresses about as well as a system image.
@@ -209,8 +215,96 @@ fn server(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Serves until the process ends.
+/// What it costs to come in, and what a client that is served already notices of those who do.
+fn tls(criterion: &mut Criterion) {
+    let files = snapshots();
+    let warm = open(&files.lz4, 256 << 20);
+    warm.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (policy, client) = pki(directory.path(), catalogue(vec![("warm", warm)]));
+    let address = run(policy);
+
+    let mut group = criterion.benchmark_group("tls");
+    group.sample_size(50);
+    group.bench_function("handshake/mutual/p256", |b| b.iter(|| shake_hands(address, &client)));
+    let mut reader = connect(address, "warm");
+    group.bench_function("read/warm/4KiB", |b| b.iter(|| read(&mut reader, 4096, 4096)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let knocking: Vec<_> = (0..8)
+        .map(|_| {
+            let (stop, client) = (Arc::clone(&stop), Arc::clone(&client));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    shake_hands(address, &client);
+                }
+            })
+        })
+        .collect();
+    group.bench_function("read/warm-beside-8-handshakes/4KiB", |b| {
+        b.iter(|| read(&mut reader, 4096, 4096));
+    });
+    stop.store(true, Ordering::Relaxed);
+    knocking.into_iter().for_each(|thread| thread.join().unwrap());
+    group.finish();
+}
+
+/// A server that lets plaintext clients read, and a client with a certificate for the others.
+fn pki(directory: &Path, catalogue: Catalogue) -> (Policy, Arc<ClientConfig>) {
+    let validity = Validity::days(time::OffsetDateTime::now_utc(), 1).unwrap();
+    let (authority, ca) = Authority::generate(validity).unwrap();
+    let server = authority.server(&["localhost".parse().unwrap()], validity).unwrap();
+    let identity = Client { common_name: "bench".into(), ..Client::default() };
+    let client = authority.client(&identity, validity).unwrap();
+
+    let bundle = directory.join("srv.pem");
+    let text = [&*server.key_pem, &server.certificate_pem, &ca.certificate_pem].concat();
+    std::fs::write(&bundle, text).unwrap();
+    let material = Material::load(&Sources {
+        server: ServerFiles::Files { cert: bundle, key: None },
+        client_cas: vec![],
+        crls: vec![],
+        credentials_directory: None,
+        client_auth: ClientAuth::Required,
+        insecure_key_permissions: true,
+    });
+    let config = TlsConfig::new(&material.unwrap(), MinVersion::Tls12).unwrap();
+    let open = ExportAccess { plaintext: true, ..ExportAccess::default() };
+    let access = Access { exports: [("warm".to_owned(), open)].into(), ..Access::default() };
+    let tls = Some(Tls { mode: TlsMode::Selective, config });
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.certificate).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::from_pem_slice(client.key_pem.as_bytes()).unwrap();
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![client.certificate], key)
+        .unwrap();
+    (Policy { catalogue: Arc::new(catalogue), tls, access }, Arc::new(client))
+}
+
+/// Connects, begins TLS, and has an option answered: then the server has accepted the client.
+fn shake_hands(address: SocketAddr, config: &Arc<ClientConfig>) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.read_exact(&mut [0; 18]).unwrap();
+    socket.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x05\0\0\0\0").unwrap();
+    socket.read_exact(&mut [0; 20]).unwrap();
+    let name = "localhost".try_into().unwrap();
+    let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut stream = rustls::Stream::new(&mut connection, &mut socket);
+    stream.write_all(b"IHAVEOPT\0\0\0\x02\0\0\0\0").unwrap();
+    stream.read_exact(&mut [0; 20]).unwrap();
+}
+
+/// Serves in plaintext until the process ends.
 fn serve(files: Vec<(&'static str, Arc<File>)>) -> SocketAddr {
+    run(Policy::plaintext(catalogue(files)))
+}
+
+fn catalogue(files: Vec<(&'static str, Arc<File>)>) -> Catalogue {
     let mut catalogue = Catalogue::default();
     for (name, file) in files {
         let name = name.to_owned();
@@ -218,13 +312,16 @@ fn serve(files: Vec<(&'static str, Arc<File>)>) -> SocketAddr {
             ExportSettings { name, description: None, stream: Stream::Main, as_raw: false };
         catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
     }
+    catalogue
+}
+
+fn run(policy: Policy) -> SocketAddr {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async move {
             let endpoint = Endpoint::Tcp((Ipv4Addr::LOCALHOST, 0).into());
             let (limits, insecure) = (Limits::default(), Insecure::default());
-            let policy = Policy::plaintext(catalogue);
             let server = Server::bind(&[endpoint], policy, limits, insecure).await.unwrap();
             let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!() };
             sender.send(*address).unwrap();
