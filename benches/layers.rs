@@ -47,7 +47,7 @@ fn image() -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let vocabulary: Vec<u8> = (0..4096).flat_map(|_| random().to_le_bytes()).collect();
+    let vocabulary: Vec<u8> = (0..256).flat_map(|_| random().to_le_bytes()).collect();
     let mut image = Vec::with_capacity(IMAGE_BYTES + PHRASE);
     while image.len() < IMAGE_BYTES {
         let draw = random();
