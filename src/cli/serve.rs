@@ -16,6 +16,7 @@ use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::Exports;
 use crate::cli::logging;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
+use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
 use crate::server::reload::Built;
@@ -150,14 +151,35 @@ impl ServerSettings {
             max_connections_per_address,
             negotiation_timeout,
             handshake_timeout,
+            idle_timeout,
+            drain_timeout,
+            max_inflight,
+            max_inflight_per_connection,
         } = settings.limits;
-        for (flag, time) in [
-            ("--negotiation-timeout", negotiation_timeout),
-            ("--handshake-timeout", handshake_timeout),
+        let no_client = "no client can be that fast";
+        for (flag, time, why) in [
+            ("--negotiation-timeout", negotiation_timeout, no_client),
+            ("--handshake-timeout", handshake_timeout, no_client),
+            ("--idle-timeout", idle_timeout, "leave it out to let clients be idle for ever"),
+            ("--drain-timeout", drain_timeout, "nothing could be answered; 1ms is the least"),
         ] {
             if time.is_some_and(|time| time.is_zero()) {
-                return Err(Failure::Usage(format!("{flag}: no client can be that fast")));
+                return Err(Failure::Usage(format!("{flag}: {why}")));
             }
+        }
+        let (in_all, each) = (max_inflight, max_inflight_per_connection);
+        for (flag, size) in [("--max-inflight", in_all), ("--max-inflight-per-connection", each)] {
+            if size == Some(ByteSize(0)) {
+                return Err(Failure::Usage(format!("{flag}: nothing could be read")));
+            }
+        }
+        if let (Some(in_all), Some(each)) = (in_all, each)
+            && each.0 > in_all.0
+        {
+            return Err(Failure::Usage(format!(
+                "--max-inflight-per-connection: {each} for one client are more than the {in_all} \
+                 that --max-inflight allows to all of them"
+            )));
         }
         let limits = Limits {
             connections_max: max_connections.unwrap_or(default.connections_max),
@@ -165,6 +187,10 @@ impl ServerSettings {
                 .unwrap_or(default.connections_per_address_max),
             negotiation_timeout: negotiation_timeout.unwrap_or(default.negotiation_timeout),
             handshake_timeout: handshake_timeout.unwrap_or(default.handshake_timeout),
+            idle_timeout: idle_timeout.or(default.idle_timeout),
+            drain_timeout: drain_timeout.unwrap_or(default.drain_timeout),
+            inflight_bytes_max: in_all.map_or(default.inflight_bytes_max, |size| size.0),
+            owed_bytes_max: each.map_or(default.owed_bytes_max, |size| size.0),
             ..default
         };
         let insecure = Insecure {

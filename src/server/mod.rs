@@ -30,6 +30,9 @@ pub use self::listener::Endpoint;
 pub use self::policy::{Access, ExportAccess, Policy, Tls, TlsMode};
 pub use self::reload::Reloader;
 
+/// As much as the cache: replies are made of cached blocks, so the two together bound the memory.
+const INFLIGHT_BYTES_DEFAULT: u64 = 256 << 20;
+
 /// Bounds on what clients may take. Every session of a server shares them.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -41,6 +44,11 @@ pub struct Limits {
     pub negotiation_timeout: Duration,
     /// From the answer to `STARTTLS` to the end of the TLS handshake.
     pub handshake_timeout: Duration,
+    /// How long a client that has chosen an export may neither take nor send a byte. `None` is for
+    /// ever: the Linux kernel does not reconnect, and a disk that nobody reads is no fault.
+    pub idle_timeout: Option<Duration>,
+    /// Bytes that all clients together may have asked for and not taken yet.
+    pub inflight_bytes_max: u64,
     /// Bytes that one client may have asked for and not taken yet.
     pub owed_bytes_max: u64,
     /// Reads that wait for storage or decode at the same time, for all clients together.
@@ -50,14 +58,17 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, one
-    /// decoder for each processor, 30 seconds to drain.
+    /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, idle for
+    /// ever, 256 MiB in flight and 32 MiB for one client, one decoder for each processor, 30 seconds
+    /// to drain.
     fn default() -> Self {
         Self {
             connections_max: const { NonZeroUsize::new(1024).unwrap() },
             connections_per_address_max: const { NonZeroUsize::new(256).unwrap() },
             negotiation_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+            inflight_bytes_max: INFLIGHT_BYTES_DEFAULT,
             owed_bytes_max: OWED_BYTES_MAX,
             decoders_max: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             drain_timeout: Duration::from_secs(30),
