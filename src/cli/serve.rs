@@ -19,6 +19,7 @@ use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
+use crate::server::activation::{self, HandedOver};
 use crate::server::reload::Built;
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
@@ -61,8 +62,14 @@ pub(crate) struct Arguments {
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     logging::start(&arguments.logging);
+    // There are no threads yet, as it demands.
+    let handed_over = activation::take()?;
     let (settings, _) = read_settings(&arguments)?;
-    let endpoints = endpoints(&settings.listen)?;
+    let endpoints = if handed_over.is_empty() || settings.listen != ListenSettings::default() {
+        endpoints(&settings.listen)?
+    } else {
+        Vec::new()
+    };
     let server = ServerSettings::new(&settings)?;
     let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
     let exports = Mutex::new(Exports::new(Arc::new(Cache::new(cache_bytes))));
@@ -70,7 +77,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut exports = exports.lock().unwrap_or_else(PoisonError::into_inner);
         build(&arguments, &mut exports)
     };
-    run_server(&endpoints, server, build, |_| Ok(()))
+    run_server(Sockets { handed_over, endpoints }, server, build, |_| Ok(()))
 }
 
 fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>), Failure> {
@@ -133,6 +140,13 @@ fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
              [::1]:10809"
         ))
     })
+}
+
+/// Where to listen: on sockets that are there, and on sockets that are to be made.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) handed_over: Vec<HandedOver>,
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
 /// What does not change while the server runs.
@@ -205,7 +219,7 @@ impl ServerSettings {
 /// the start, and again on SIGHUP and when its files change. `announce` is called with the sockets
 /// when clients can connect.
 pub(crate) fn run_server(
-    endpoints: &[Endpoint],
+    sockets: Sockets,
     settings: ServerSettings,
     build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
@@ -215,14 +229,14 @@ pub(crate) fn run_server(
         .max_blocking_threads(settings.limits.decoders_max.get().saturating_add(SPARE_THREADS))
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    let outcome = runtime.block_on(serve(endpoints, settings, build, announce));
+    let outcome = runtime.block_on(serve(sockets, settings, build, announce));
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
     outcome
 }
 
 async fn serve(
-    endpoints: &[Endpoint],
+    Sockets { handed_over, endpoints }: Sockets,
     settings: ServerSettings,
     build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
@@ -230,10 +244,16 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hang_up = signal(SignalKind::hangup())?;
+    // They mean nothing here, and would end the process, which whoever sends them to a server does
+    // not mean. Once taken, they stay taken.
+    for meaningless in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+        drop(signal(meaningless)?);
+    }
     let Built { policy, files } = build()?;
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
     let ServerSettings { limits, insecure } = settings;
-    let server = match Server::bind(endpoints, policy, limits, insecure).await {
+    let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
+    let server = match bound {
         Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };

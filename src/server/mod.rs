@@ -1,11 +1,14 @@
 //! Sockets, tasks, deadlines: the only place that waits.
 
+pub mod activation;
 pub(crate) mod budget;
 pub mod listener;
 pub(crate) mod offer;
+pub(crate) mod panics;
 pub mod policy;
 pub mod reload;
 pub(crate) mod session;
+pub(crate) mod shutdown;
 pub(crate) mod upgrade;
 
 use std::io;
@@ -15,12 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::export::Catalogue;
 use crate::nbd::limits::OWED_BYTES_MAX;
+use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::listener::Listener;
 use crate::server::upgrade::Turns;
@@ -184,12 +187,33 @@ impl Server {
         limits: Limits,
         insecure: Insecure,
     ) -> Result<Self, ServerError> {
-        if endpoints.is_empty() {
+        Self::bind_beside(Vec::new(), endpoints, policy, limits, insecure).await
+    }
+
+    /// As [`Server::bind`], beside sockets that somebody else made, to which the same rules apply.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] if an endpoint cannot be had. None is kept then.
+    pub async fn bind_beside(
+        handed_over: Vec<HandedOver>,
+        endpoints: &[Endpoint],
+        policy: Policy,
+        limits: Limits,
+        insecure: Insecure,
+    ) -> Result<Self, ServerError> {
+        let all = || handed_over.iter().map(|socket| &socket.endpoint).chain(endpoints);
+        if all().next().is_none() {
             return Err(ServerError::NoEndpoint);
         }
-        let exposed: Vec<SocketAddr> = endpoints.iter().filter_map(Endpoint::exposed).collect();
+        let exposed: Vec<SocketAddr> = all().filter_map(Endpoint::exposed).collect();
         check_exposure(&exposed, &policy, insecure)?;
-        let mut listeners = Vec::with_capacity(endpoints.len());
+        let mut listeners = Vec::with_capacity(all().count());
+        for socket in handed_over {
+            let endpoint = socket.endpoint.clone();
+            let listener = Listener::of(socket);
+            listeners.push(listener.map_err(|source| ServerError::Bind { endpoint, source })?);
+        }
         for endpoint in endpoints {
             let listener = Listener::bind(endpoint).await;
             listeners.push(listener.map_err(|source| {
@@ -243,18 +267,7 @@ impl Server {
             () = stop.cancelled() => Ok(()),
             Some(ended) = accepting.join_next() => ended.unwrap_or(Ok(())),
         };
-        shared.stop.cancel();
-        drop(accepting);
-        shared.tasks.close();
-        let open = shared.tasks.len();
-        if open != 0 {
-            tracing::info!(sessions = open, "stopping");
-        }
-        if timeout(shared.limits.drain_timeout, shared.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = shared.tasks.len(), "cutting sessions that did not end");
-            shared.cut.cancel();
-            shared.tasks.wait().await;
-        }
+        shutdown::stop(accepting, &shared).await;
         outcome
     }
 }
