@@ -18,7 +18,8 @@ pub(crate) struct ListenSettings {
     /// Address and port to listen on, repeatable [default: 127.0.0.1:10809]
     ///
     /// IPv6 addresses stand in brackets: `[::1]:10809`. Port 0 lets the system choose. What other
-    /// hosts can reach, such as `0.0.0.0:10809`, needs TLS with client certificates.
+    /// hosts can reach, such as `0.0.0.0:10809`, needs TLS with client certificates. Sockets that
+    /// systemd hands over take the place of the default.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Vec<String>,
 

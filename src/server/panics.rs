@@ -39,3 +39,33 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_that_panics_gives_back_what_it_holds_and_nobody_else_panics() {
+        let slot = Arc::new(());
+        let held = Arc::clone(&slot);
+        let session = async move {
+            tokio::task::yield_now().await;
+            let _held = held;
+            panic!("on purpose");
+        };
+        Contained::new(Peer::Unix, session).await;
+        assert_eq!(Arc::strong_count(&slot), 1);
+    }
+
+    #[test]
+    fn the_message_of_a_panic_is_found_however_it_was_made() {
+        let caught = |panicking: fn()| catch_unwind(panicking).unwrap_err();
+        assert_eq!(message(caught(|| panic!("as it is")).as_ref()), "as it is");
+        let argument = || panic!("made of {}", std::process::id());
+        assert!(message(caught(argument).as_ref()).starts_with("made of "));
+        let other = || std::panic::panic_any(1);
+        assert_eq!(message(caught(other).as_ref()), "no message");
+    }
+}

@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod activation;
 mod certs;
 mod corpus;
 mod damage;
@@ -21,6 +22,7 @@ mod layers;
 mod limits;
 mod negotiation;
 mod pack;
+mod panics;
 mod readme;
 mod reload;
 mod shutdown;
