@@ -1,11 +1,13 @@
 //! Sockets, tasks, deadlines: the only place that waits.
 
 pub(crate) mod budget;
+pub(crate) mod inflight;
 pub mod listener;
 pub(crate) mod offer;
 pub mod policy;
 pub mod reload;
 pub(crate) mod session;
+pub(crate) mod transmit;
 pub(crate) mod upgrade;
 
 use std::io;
@@ -22,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::export::Catalogue;
 use crate::nbd::limits::OWED_BYTES_MAX;
 use crate::server::budget::Addresses;
+use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
 use crate::server::upgrade::Turns;
 use crate::snapshot::File;
@@ -41,8 +44,14 @@ pub struct Limits {
     pub negotiation_timeout: Duration,
     /// From the answer to `STARTTLS` to the end of the TLS handshake.
     pub handshake_timeout: Duration,
+    /// From the last byte that a client sent or took until it is disconnected. `None` for never:
+    /// the Linux kernel does not connect again.
+    pub idle_timeout: Option<Duration>,
     /// Bytes that one client may have asked for and not taken yet.
     pub owed_bytes_max: u64,
+    /// The same of all clients together. Each may have one part of a read on its way beyond it,
+    /// [`PART_BYTES`](crate::nbd::limits::PART_BYTES) at most.
+    pub inflight_bytes_max: u64,
     /// Reads that wait for storage or decode at the same time, for all clients together.
     pub decoders_max: NonZeroUsize,
     /// From the wish to stop until connections are cut.
@@ -58,7 +67,9 @@ impl Default for Limits {
             connections_per_address_max: const { NonZeroUsize::new(256).unwrap() },
             negotiation_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: None,
             owed_bytes_max: OWED_BYTES_MAX,
+            inflight_bytes_max: 256 << 20,
             decoders_max: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             drain_timeout: Duration::from_secs(30),
         }
@@ -149,6 +160,8 @@ pub(crate) struct Shared {
     /// One permit for each client.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) addresses: Arc<Addresses>,
+    /// Bytes on their way to all clients.
+    pub(crate) inflight: Arc<Pool>,
     /// Turns for TLS handshakes.
     pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
@@ -195,6 +208,7 @@ impl Server {
             exposed,
             connections: Arc::new(Semaphore::new(connections)),
             addresses: Arc::new(Addresses::new(limits.connections_per_address_max)),
+            inflight: Arc::new(Pool::new(limits.inflight_bytes_max)),
             turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,
