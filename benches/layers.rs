@@ -18,7 +18,7 @@ use std::thread;
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::nbd::{Outbox, Piece, Replies, Transmission};
+use hexz_nbd::nbd::{Contexts, Outbox, Piece, Replies, Terms, Transmission, Work};
 use hexz_nbd::server::{Access, Endpoint, ExportAccess, Insecure, Limits, Policy, Server};
 use hexz_nbd::server::{Tls, TlsMode};
 use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
@@ -150,11 +150,15 @@ fn nbd(criterion: &mut Criterion) {
     let request = request(1, 0, 4096);
     let data = bytes::Bytes::from(vec![7; 4096]);
     for (condition, replies) in [("cached", Replies::Simple), ("structured", Replies::Structured)] {
-        let mut session = Transmission::new(1 << 30, replies, 1 << 30, Outbox::default());
+        let terms = Terms { export_bytes: 1 << 30, replies, contexts: Contexts::default() };
+        let mut session = Transmission::new(terms, Outbox::default());
+        session.allow(1 << 30);
         group.bench_function(format!("request-to-reply/{condition}/4KiB"), |b| {
             b.iter(|| {
                 let mut input = BytesMut::from(&request[..]);
-                let read = session.next_read(&mut input).unwrap().unwrap();
+                let Some(Work::Read(read)) = session.next_work(&mut input).unwrap() else {
+                    panic!()
+                };
                 session.reply(read, Ok(vec![Piece::Data(data.clone())]));
                 let owed = bytes::Buf::remaining(session.outbox());
                 bytes::Buf::advance(session.outbox(), owed);

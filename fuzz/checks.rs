@@ -5,8 +5,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use hexz_nbd::nbd::limits::OWED_BYTES_MAX;
 use hexz_nbd::nbd::wire::Errno;
 use hexz_nbd::nbd::{
-    Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Piece,
-    Progress, ReadFailure, Replies, Transmission,
+    Channel, Described, ExportDirectory, ExportInfo, Extent, Failure, Listing, Loaded,
+    NegotiatedExport, Negotiation, Outbox, Piece, Progress, ReadFailure, Replies, Status, Terms,
+    Transmission, Work,
 };
 use hexz_nbd::snapshot::format::index::{decode_page, encode_page};
 use hexz_nbd::snapshot::format::{Family, PageRecord};
@@ -81,11 +82,14 @@ pub(crate) fn snapshot(bytes: &[u8]) {
 
 /// What a client is answered does not depend on how its bytes are cut into packets.
 ///
-/// The client says what it says, and once more after asking for structured replies.
+/// The client says what it says, and once more after asking for structured replies, and for
+/// extended headers.
 pub(crate) fn session(bytes: &[u8]) {
     const STRUCTURED_REPLY: &[u8] = b"IHAVEOPT\0\0\0\x08\0\0\0\0";
+    const EXTENDED_HEADERS: &[u8] = b"IHAVEOPT\0\0\0\x0b\0\0\0\0";
     let (flags, rest) = bytes.split_at(bytes.len().min(4));
-    for bytes in [bytes, &[flags, STRUCTURED_REPLY, rest].concat()] {
+    let before = |option: &[u8]| [flags, option, rest].concat();
+    for bytes in [bytes, &before(STRUCTURED_REPLY), &before(EXTENDED_HEADERS)] {
         let whole = converse(bytes, bytes.len().max(1));
         for packet in [1, 3, 28, 100] {
             assert!(converse(bytes, packet) == whole, "in packets of {packet}");
@@ -125,6 +129,7 @@ impl ExportDirectory for OneDisk {
                 description: "a disk".into(),
                 size_bytes: DISK_BYTES,
                 preferred_block_bytes: 65_536,
+                contexts: &["base:allocation", "test:everything"],
             })
         })
     }
@@ -148,17 +153,36 @@ fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
             },
         }
     };
-    let (size, replies) = (entered.export.info().size_bytes, entered.replies);
-    let mut session = Transmission::new(size, replies, OWED_BYTES_MAX, outbox);
+    let (export_bytes, replies) = (entered.export.info().size_bytes, entered.replies);
+    let terms = Terms { export_bytes, replies, contexts: entered.contexts };
+    let mut session = Transmission::new(terms, outbox);
+    session.allow(OWED_BYTES_MAX);
     let negotiated = sent.len();
     let hung_up = loop {
-        let read = session.next_read(&mut input);
+        let work = session.next_work(&mut input);
         let outbox = session.outbox();
         sent.extend_from_slice(&outbox.copy_to_bytes(outbox.remaining()));
-        let Ok(read) = read else { break true };
-        if let Some(read) = read {
-            let outcome = read_disk(read.offset, read.length);
-            session.reply(read, outcome);
+        let Ok(work) = work else { break true };
+        if let Some(work) = work {
+            match work {
+                Work::Read(read) => {
+                    let outcome = read_disk(read.offset, read.length);
+                    session.reply(read, outcome);
+                }
+                Work::Load(load) => {
+                    let outcome = read_disk(load.offset, load.length).map(|_| Loaded::Data);
+                    let position = Some(DAMAGED_FROM.max(load.offset));
+                    let failed = |failure: ReadFailure| {
+                        let ReadFailure { error, message, .. } = failure;
+                        Failure { error, message, position }
+                    };
+                    session.loaded(load, outcome.map_err(failed));
+                }
+                Work::Status(status) => {
+                    let described = describe_disk(&status);
+                    session.describe(status, Ok(described));
+                }
+            }
         } else if session.is_over() {
             break true;
         } else {
@@ -168,10 +192,28 @@ fn converse(bytes: &[u8], packet: usize) -> (Vec<u8>, bool) {
             }
         }
     };
-    if replies == Replies::Structured {
-        check_chunks(&sent[negotiated..]);
+    if replies != Replies::Simple {
+        check_chunks(&sent[negotiated..], replies);
     }
     (sent, hung_up)
+}
+
+/// Runs of data and holes in the first context, and everything as one in the second.
+fn describe_disk(status: &Status) -> Vec<Described> {
+    let end = status.offset + status.length;
+    assert!(status.length > 0 && end <= DISK_BYTES);
+    let describe = |context: hexz_nbd::nbd::Context| {
+        let (mut extents, mut position) = (Vec::new(), status.offset);
+        while position < end && extents.len() < status.extents_max {
+            let run = position / RUN_BYTES;
+            let run_end = if context.place() == 0 { ((run + 1) * RUN_BYTES).min(end) } else { end };
+            let status = if run.is_multiple_of(2) { 0 } else { 3 };
+            extents.push(Extent { bytes: run_end - position, status });
+            position = run_end;
+        }
+        Described { context, extents }
+    };
+    status.contexts.iter().map(describe).collect()
 }
 
 fn read_disk(offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
@@ -195,12 +237,19 @@ fn read_disk(offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
 }
 
 /// Structured replies can be told apart without knowing the requests, and say what is on the disk.
-fn check_chunks(mut bytes: &[u8]) {
+fn check_chunks(mut bytes: &[u8], replies: Replies) {
+    let is_extended = replies == Replies::Extended;
     while !bytes.is_empty() {
-        assert_eq!(bytes.get_u32(), 0x668e_33ef);
+        assert_eq!(bytes.get_u32(), if is_extended { 0x6e8a_278c } else { 0x668e_33ef });
         let (flags, kind) = (bytes.get_u16(), bytes.get_u16());
         let _cookie = bytes.get_u64();
-        let length = usize::try_from(bytes.get_u32()).unwrap();
+        let length = if is_extended {
+            let _offset = bytes.get_u64();
+            bytes.get_u64()
+        } else {
+            u64::from(bytes.get_u32())
+        };
+        let length = usize::try_from(length).unwrap();
         let (mut payload, rest) = bytes.split_at(length);
         bytes = rest;
         match kind {
@@ -219,6 +268,25 @@ fn check_chunks(mut bytes: &[u8]) {
                 assert!(hole != 0 && payload.is_empty());
                 assert_eq!(position / RUN_BYTES, (position + hole - 1) / RUN_BYTES);
                 assert_eq!(position / RUN_BYTES % 2, 1);
+            }
+            5 | 6 => {
+                assert_eq!(kind == 6, is_extended);
+                assert!((1..=2).contains(&payload.get_u32()));
+                let mut count = (length - 4) / 8;
+                if is_extended {
+                    count = payload.get_u32() as usize;
+                    assert_eq!(length, 8 + 16 * count);
+                }
+                assert_ne!(count, 0);
+                for _ in 0..count {
+                    let (bytes, state) = if is_extended {
+                        (payload.get_u64(), payload.get_u64())
+                    } else {
+                        (u64::from(payload.get_u32()), u64::from(payload.get_u32()))
+                    };
+                    assert!((1..=DISK_BYTES).contains(&bytes) && [0, 3].contains(&state));
+                }
+                assert!(payload.is_empty());
             }
             0x8001 | 0x8002 => {
                 assert!(flags == 1 && payload.get_u32() != 0);

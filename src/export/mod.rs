@@ -1,13 +1,18 @@
 //! A snapshot under a name: what clients see of it, and what its errors mean to them.
 
 pub mod catalogue;
+pub(crate) mod extents;
 
 pub use self::catalogue::{Catalogue, CatalogueError, View};
 
 use std::sync::Arc;
 
+use crate::export::extents::{CONTEXT_NAMES, CONTEXTS, Collected};
 use crate::nbd::wire::Errno;
-use crate::nbd::{ExportInfo, NegotiatedExport, Piece, ReadFailure};
+use crate::nbd::{
+    Context, Contexts, Described, ExportInfo, Extent, Failure, Loaded, NegotiatedExport, Piece,
+    ReadFailure,
+};
 use crate::snapshot::{Content, Error, ErrorKind, File, Interrupted, Slice, Stream};
 
 /// How a snapshot is exported.
@@ -94,11 +99,15 @@ impl Export {
     pub fn unchecked(file: Arc<File>, settings: ExportSettings) -> Self {
         let ExportSettings { name, description, stream, as_raw: _ } = settings;
         let header = file.structure().header();
+        let all = CONTEXT_NAMES.as_slice();
+        let contexts =
+            if file.can_tell_shared() { all } else { all.split_last().map_or(all, |(_, all)| all) };
         let info = ExportInfo {
             name,
             description: description.unwrap_or_else(|| describe(&file, stream)),
             size_bytes: file.size(stream),
             preferred_block_bytes: header.block_bytes,
+            contexts,
         };
         Self { info, file, stream }
     }
@@ -132,12 +141,86 @@ impl Export {
             }
         }
     }
+
+    /// Fetches and checks bytes, so that reading them is quick for a while. May read storage and
+    /// decode, so call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`Export::read`].
+    pub fn load(&self, offset: u64, length: u32) -> Result<Loaded, Failure> {
+        self.read(offset, length).map(|pieces| loaded(&pieces)).map_err(
+            |ReadFailure { before, error, message }| {
+                let before = before.iter().map(Piece::bytes).fold(0, u64::saturating_add);
+                Failure { error, message, position: Some(offset.saturating_add(before)) }
+            },
+        )
+    }
+
+    /// Describes the beginning of a range that was checked against [`ExportInfo::size_bytes`], in
+    /// some of the export's contexts, with at most so many extents in each. May read storage, so
+    /// call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`Export::read`].
+    pub fn describe(
+        &self,
+        offset: u64,
+        length: u64,
+        contexts: Contexts,
+        extents_max: usize,
+    ) -> Result<Vec<Described>, Failure> {
+        let describe = |context: Context| {
+            let extents = self.extents(offset, length, context, extents_max)?;
+            Ok(Described { context, extents })
+        };
+        contexts.iter().map(describe).collect::<Result<_, _>>().map_err(|error: Error| {
+            tracing::info!(export = self.info.name.as_str(), offset, length, %error, "not described");
+            let (error, message) = for_clients(&error);
+            Failure { error, message, position: None }
+        })
+    }
+
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        context: Context,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, Error> {
+        let Some((_, property)) = CONTEXTS.get(context.place()) else { return Ok(Vec::new()) };
+        let range = offset..offset.saturating_add(length);
+        let mut extents = Collected::new(*property, offset, self.info.size_bytes);
+        for run in self.file.runs(self.stream, range, *property)? {
+            match run {
+                Ok(run) => {
+                    extents.push(run.range.end.saturating_sub(run.range.start), run.value);
+                }
+                // The client asks again from there, and is told then.
+                Err(_) if extents.count() > 0 => break,
+                Err(error) => return Err(error),
+            }
+            // One more shows that those before are complete.
+            if extents.count() > extents_max {
+                break;
+            }
+        }
+        Ok(extents.first(extents_max))
+    }
 }
 
 impl NegotiatedExport for Arc<Export> {
     fn info(&self) -> &ExportInfo {
         &self.info
     }
+}
+
+/// What bytes are, of which every one was checked.
+#[must_use]
+pub fn loaded(pieces: &[Piece]) -> Loaded {
+    let is_hole = pieces.iter().all(|piece| matches!(piece, Piece::Zeros(_)));
+    if is_hole { Loaded::Zeros } else { Loaded::Data }
 }
 
 fn pieces(slices: Vec<Slice>) -> Vec<Piece> {

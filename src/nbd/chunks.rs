@@ -3,13 +3,13 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::nbd::limits::NAME_BYTES_MAX;
-use crate::nbd::reply::{chunk_header, cut};
+use crate::nbd::reply::{ReplyTo, cut, push_chunk_header, simple_reply};
 use crate::nbd::wire::{ChunkType, Errno, chunk_flags};
-use crate::nbd::{Outbox, Piece};
+use crate::nbd::{Outbox, Piece, Replies};
 
 /// Whether the bytes of a read may be cut into several chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fragments {
+pub(crate) enum Fragments {
     /// One chunk for each run of data and each hole.
     Many,
     /// One chunk, with the zeros of holes where there is data too. `NBD_CMD_FLAG_DF`.
@@ -17,13 +17,19 @@ pub enum Fragments {
 }
 
 /// Answers a request that succeeds without any bytes.
-pub fn push_done(cookie: u64, outbox: &mut Outbox) {
-    outbox.push_copy(&chunk_header(chunk_flags::DONE, ChunkType::NONE, cookie, 0));
+pub(crate) fn push_done(to: ReplyTo, outbox: &mut Outbox) {
+    match to.replies {
+        Replies::Simple => outbox.push_copy(&simple_reply(None, to.cookie)),
+        Replies::Structured | Replies::Extended => {
+            push_chunk_header(to, chunk_flags::DONE, ChunkType::NONE, 0, outbox);
+        }
+    }
 }
 
-/// Ends a reply with an error, in words, and where it is about a place of the export, with that.
-pub fn push_error(
-    cookie: u64,
+/// Ends a reply with an error, where the client can take them in words, and with the place of the
+/// export if it is about one. A simple reply has a number only.
+pub(crate) fn push_error(
+    to: ReplyTo,
     error: Errno,
     message: &str,
     position: Option<u64>,
@@ -31,24 +37,46 @@ pub fn push_error(
 ) {
     /// Error number and length of the message.
     const FIXED_BYTES: usize = 6;
+    if to.replies == Replies::Simple {
+        outbox.push_copy(&simple_reply(Some(error), to.cookie));
+        return;
+    }
     let message = cut(message, NAME_BYTES_MAX).as_bytes();
     let message_bytes = u16::try_from(message.len()).unwrap_or(u16::MAX);
     let position = position.map(u64::to_be_bytes);
     let position = position.as_ref().map_or(&[][..], |position| &position[..]);
     let kind = if position.is_empty() { ChunkType::ERROR } else { ChunkType::ERROR_OFFSET };
     let payload_bytes = FIXED_BYTES.saturating_add(message.len()).saturating_add(position.len());
-    let header = chunk_header(chunk_flags::DONE, kind, cookie, bounded(payload_bytes as u64));
-    outbox.push_copy(&header);
+    push_chunk_header(to, chunk_flags::DONE, kind, payload_bytes as u64, outbox);
     outbox.push_copy(&error.0.to_be_bytes());
     outbox.push_copy(&message_bytes.to_be_bytes());
     outbox.push_copy(message);
     outbox.push_copy(position);
 }
 
+/// Answers a read with all its bytes, in whatever form the client gets them.
+pub(crate) fn push_whole(
+    to: ReplyTo,
+    position: u64,
+    pieces: Vec<Piece>,
+    fragments: Fragments,
+    outbox: &mut Outbox,
+) {
+    match to.replies {
+        Replies::Simple => {
+            outbox.push_copy(&simple_reply(None, to.cookie));
+            pieces.into_iter().for_each(|piece| outbox.push(piece));
+        }
+        Replies::Structured | Replies::Extended => {
+            push_content(to, position, pieces, fragments, true, outbox);
+        }
+    }
+}
+
 /// Sends bytes of the export from `position` on: data as it is, holes as their length. With
 /// `is_last` the last chunk ends the reply, and there is one even if there are no bytes.
-pub fn push_content(
-    cookie: u64,
+pub(crate) fn push_content(
+    to: ReplyTo,
     mut position: u64,
     pieces: Vec<Piece>,
     fragments: Fragments,
@@ -57,7 +85,7 @@ pub fn push_content(
 ) {
     let mut left: u64 = pieces.iter().map(Piece::bytes).sum();
     if left == 0 && is_last {
-        push_done(cookie, outbox);
+        push_done(to, outbox);
     }
     let mut pieces = pieces.into_iter();
     while left > 0 {
@@ -66,20 +94,28 @@ pub fn push_content(
         let flags = if left == 0 && is_last { chunk_flags::DONE } else { 0 };
         let pieces = pieces.by_ref().take(run.pieces);
         if run.is_hole {
-            let header = chunk_header(flags, ChunkType::OFFSET_HOLE, cookie, 12);
-            outbox.push_copy(&header);
+            push_chunk_header(to, flags, ChunkType::OFFSET_HOLE, 12, outbox);
             outbox.push_copy(&position.to_be_bytes());
             outbox.push_copy(&bounded(run.bytes).to_be_bytes());
             pieces.for_each(drop);
         } else {
-            let payload_bytes = bounded(run.bytes.saturating_add(8));
-            let header = chunk_header(flags, ChunkType::OFFSET_DATA, cookie, payload_bytes);
-            outbox.push_copy(&header);
-            outbox.push_copy(&position.to_be_bytes());
+            push_data_header(to, flags, position, run.bytes, outbox);
             pieces.for_each(|piece| outbox.push(piece));
         }
         position = position.saturating_add(run.bytes);
     }
+}
+
+/// Begins a chunk of data, of which so many bytes follow.
+pub(crate) fn push_data_header(
+    to: ReplyTo,
+    flags: u16,
+    position: u64,
+    bytes: u64,
+    outbox: &mut Outbox,
+) {
+    push_chunk_header(to, flags, ChunkType::OFFSET_DATA, bytes.saturating_add(8), outbox);
+    outbox.push_copy(&position.to_be_bytes());
 }
 
 /// Neighbours that make one chunk.
@@ -107,7 +143,7 @@ impl Run {
     }
 }
 
-/// Lengths of chunks are bounded by the longest read and the longest message, far below 4 GiB.
+/// Holes are bounded by the longest read, far below 4 GiB.
 fn bounded(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -119,6 +155,7 @@ mod tests {
     use super::*;
 
     const COOKIE: u64 = 0x0102_0304_0506_0708;
+    const TO: ReplyTo = ReplyTo { cookie: COOKIE, offset: 1000, replies: Replies::Structured };
 
     fn data(bytes: &'static [u8]) -> Piece {
         Piece::Data(Bytes::from_static(bytes))
@@ -163,7 +200,7 @@ mod tests {
         for is_last in [false, true] {
             let pieces = pieces.clone();
             let sent =
-                sent(|outbox| push_content(COOKIE, 1000, pieces, Fragments::Many, is_last, outbox));
+                sent(|outbox| push_content(TO, 1000, pieces, Fragments::Many, is_last, outbox));
             assert_eq!(sent, expected(u8::from(is_last)));
         }
     }
@@ -180,7 +217,7 @@ mod tests {
             (vec![Piece::Zeros(10), data(b""), Piece::Zeros(20)], chunk(1, 2, &hole)),
             (vec![data(b"ab"), data(b"cd")], chunk(1, 1, &[&offset, b"abcd"])),
         ] {
-            let sent = sent(|outbox| push_content(COOKIE, 7, pieces, Fragments::One, true, outbox));
+            let sent = sent(|outbox| push_content(TO, 7, pieces, Fragments::One, true, outbox));
             assert_eq!(sent, expected);
         }
     }
@@ -191,7 +228,7 @@ mod tests {
             for fragments in [Fragments::Many, Fragments::One] {
                 let push = |is_last| {
                     let pieces = pieces.clone();
-                    sent(|outbox| push_content(COOKIE, 7, pieces, fragments, is_last, outbox))
+                    sent(|outbox| push_content(TO, 7, pieces, fragments, is_last, outbox))
                 };
                 assert_eq!(push(true), chunk(1, 0, &[]));
                 assert_eq!(push(false), b"");
@@ -202,8 +239,7 @@ mod tests {
     #[test]
     fn an_error_has_a_number_a_sentence_and_perhaps_a_place() {
         let head = [&[0, 0, 0, 5, 0, 4][..], b"oh n"];
-        let push =
-            |position| sent(|outbox| push_error(COOKIE, Errno::EIO, "oh n", position, outbox));
+        let push = |position| sent(|outbox| push_error(TO, Errno::EIO, "oh n", position, outbox));
         assert_eq!(push(None), chunk(1, 0x8001, &head));
         let [number, words] = head;
         assert_eq!(push(Some(9)), chunk(1, 0x8002, &[number, words, &9_u64.to_be_bytes()]));
@@ -213,7 +249,7 @@ mod tests {
     #[test]
     fn a_sentence_is_cut_at_a_character() {
         let long = "ü".repeat(40_000);
-        let sent = sent(|outbox| push_error(COOKIE, Errno::EIO, &long, Some(1), outbox));
+        let sent = sent(|outbox| push_error(TO, Errno::EIO, &long, Some(1), outbox));
         let number = 5_u32.to_be_bytes();
         let parts =
             [&number[..], &4096_u16.to_be_bytes(), &long.as_bytes()[..4096], &1_u64.to_be_bytes()];
@@ -225,7 +261,7 @@ mod tests {
         let block = Bytes::from(vec![7; 4096]);
         let mut outbox = Outbox::default();
         let pieces = vec![Piece::Data(block.clone())];
-        push_content(COOKIE, 0, pieces, Fragments::Many, true, &mut outbox);
+        push_content(TO, 0, pieces, Fragments::Many, true, &mut outbox);
         outbox.advance(28);
         assert_eq!(outbox.chunk().as_ptr(), block.as_ptr());
     }

@@ -27,8 +27,23 @@ pub const READ_BYTES_MAX: u32 = 32 << 20;
 pub const READ_BYTES_MIN: u32 = 1;
 
 /// Bytes that one client may have asked for and not taken yet before its next request is looked
-/// at. One largest read can come on top.
+/// at, where nothing else was set.
 ///
 /// Enough for the readers that ask for most at once: 64 requests of 256 KiB from nbdcopy, 128 of
 /// 128 KiB from the kernel.
-pub const OWED_BYTES_MAX: u64 = 32 << 20;
+pub const OWED_BYTES_MAX: u64 = 16 << 20;
+
+/// Longer reads are answered in parts of so many bytes, so that none is ever in memory as a whole.
+/// A client may always have one part on its way, whatever others have taken.
+pub const PART_BYTES: u32 = 256 * 1024;
+
+/// How far the parts of a long read are fetched ahead of what the client has taken, in bytes.
+pub const PARTS_AHEAD_BYTES: u64 = 4 << 20;
+
+/// Most extents that describe one range in one metadata context. What lies behind is not described
+/// then, and the client asks again.
+pub const EXTENTS_MAX: usize = 4096;
+
+/// Bytes of one `CACHE` that are really fetched. The rest is left: the command is advice, and costs
+/// whoever gives it nothing.
+pub const PREFETCH_BYTES_MAX: u64 = 32 << 20;

@@ -4,20 +4,28 @@
 //! until an export is chosen, [`Transmission`] takes requests and gives replies. Whoever owns the
 //! socket moves bytes between it, the machines and their [`Outbox`].
 
-pub mod chunks;
+pub(crate) mod answers;
+pub(crate) mod block_status;
+pub(crate) mod chunks;
+pub mod context;
 pub mod limits;
 pub mod negotiation;
 pub mod option;
 pub mod outbox;
+pub(crate) mod parts;
 pub mod reply;
 pub mod request;
 pub mod transmission;
 pub mod wire;
 
+pub use self::block_status::{Described, Extent};
+pub use self::context::{Context, Contexts};
 pub use self::negotiation::{Channel, Entered, Negotiation, Progress, Upgrade};
 pub use self::outbox::Outbox;
 pub use self::reply::{Piece, Replies};
-pub use self::transmission::{Read, ReadFailure, Transmission};
+pub use self::transmission::{
+    Failure, Load, Loaded, Read, ReadFailure, Status, Terms, Transmission, Work,
+};
 
 /// What a client may know of an export before it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +39,9 @@ pub struct ExportInfo {
     pub size_bytes: u64,
     /// Requests of this many bytes serve best. Any number: the protocol's rules are applied to it.
     pub preferred_block_bytes: u32,
+    /// Names of what can be known of its extents, such as `base:allocation`. At most
+    /// [`CONTEXTS_MAX`](context::CONTEXTS_MAX).
+    pub contexts: &'static [&'static str],
 }
 
 /// One line of a list of exports.

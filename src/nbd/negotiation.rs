@@ -3,23 +3,21 @@
 
 use bytes::{Buf, BytesMut};
 
-use crate::nbd::limits::{
-    DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, OPTION_PAYLOAD_BYTES_MAX, OPTION_SKIPPED_BYTES_MAX,
-    OPTIONS_MAX, READ_BYTES_MAX, READ_BYTES_MIN,
-};
-use crate::nbd::option::{self, ClientOption, ExportQuery, OptionHeader, Refusal};
-use crate::nbd::reply::{cut, option_reply};
+use crate::nbd::answers::{Facts, acknowledge, describe, list, list_contexts, refuse};
+use crate::nbd::limits::{OPTION_PAYLOAD_BYTES_MAX, OPTION_SKIPPED_BYTES_MAX, OPTIONS_MAX};
+use crate::nbd::option::{self, ClientOption, ContextQuery, OptionHeader, Refusal};
 use crate::nbd::wire::{
-    CLIENT_FLAGS_BYTES, INIT_MAGIC, InfoCode, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
+    CLIENT_FLAGS_BYTES, INIT_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
     RESERVED_ZEROS_BYTES, ReplyCode, client_flags, handshake_flags, transmission_flags,
 };
-use crate::nbd::{BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox, Replies};
+use crate::nbd::{BadMagic, Contexts, ExportDirectory, NegotiatedExport, Outbox, Replies};
 
 /// What a read-only export can do for every client. Section "Transmission flags".
 const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
     | transmission_flags::READ_ONLY
     | transmission_flags::SEND_FLUSH
-    | transmission_flags::CAN_MULTI_CONN;
+    | transmission_flags::CAN_MULTI_CONN
+    | transmission_flags::SEND_CACHE;
 
 /// The answer to almost everything before TLS where it is required, whatever else is wrong.
 const TLS_REQUIRED: Refusal =
@@ -32,7 +30,16 @@ pub struct Negotiation<D> {
     state: State,
     flags: ClientFlags,
     replies: Replies,
+    chosen: Chosen,
     options: u32,
+}
+
+/// Metadata contexts that the client has chosen, and of which export. Another export has other
+/// contexts, so they are forgotten if the client enters that.
+#[derive(Debug, Default)]
+struct Chosen {
+    export: String,
+    contexts: Contexts,
 }
 
 /// What the client's bytes travel through, and what it may see there. Section "TLS support".
@@ -68,8 +75,7 @@ impl Upgrade {
     #[must_use]
     pub fn negotiate<D: ExportDirectory>(self, directory: D) -> Negotiation<D> {
         let channel = Channel::Tls(directory);
-        let (state, replies) = (State::Option, Replies::Simple);
-        Negotiation { channel, state, flags: self.0, replies, options: 0 }
+        Negotiation::begin(channel, State::Option, self.0)
     }
 }
 
@@ -104,8 +110,10 @@ pub enum Progress<E> {
 pub struct Entered<E> {
     /// The export.
     pub export: E,
-    /// How requests are answered.
+    /// How requests come and are answered.
     pub replies: Replies,
+    /// What the client may ask of extents.
+    pub contexts: Contexts,
 }
 
 /// What a client did that ends the session without a word.
@@ -143,29 +151,14 @@ pub enum Violation {
 enum Step<E> {
     Refuse(Refusal),
     List,
+    ListContexts(E, Contexts),
+    SetContexts(E, Contexts),
     Describe(E, Facts),
     Enter(E, Facts),
     EnterOldStyle(E),
-    StructuredReplies,
+    Replies(Replies),
     StartTls,
     Abort,
-}
-
-/// Facts beyond size and flags that the client asked for.
-struct Facts {
-    name: bool,
-    description: bool,
-    block_size: bool,
-}
-
-impl From<&ExportQuery<'_>> for Facts {
-    fn from(query: &ExportQuery<'_>) -> Self {
-        Self {
-            name: query.wants(InfoCode::NAME),
-            description: query.wants(InfoCode::DESCRIPTION),
-            block_size: query.wants(InfoCode::BLOCK_SIZE),
-        }
-    }
 }
 
 impl<D> Channel<D> {
@@ -188,8 +181,13 @@ impl<D: ExportDirectory> Negotiation<D> {
         outbox.push_copy(&OPTION_MAGIC.to_be_bytes());
         let flags = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
         outbox.push_copy(&flags.to_be_bytes());
-        let (state, replies) = (State::ClientFlags, Replies::Simple);
-        Self { channel, state, flags: ClientFlags::default(), replies, options: 0 }
+        Self::begin(channel, State::ClientFlags, ClientFlags::default())
+    }
+
+    /// With nothing negotiated yet.
+    fn begin(channel: Channel<D>, state: State, flags: ClientFlags) -> Self {
+        let (replies, chosen) = (Replies::Simple, Chosen::default());
+        Self { channel, state, flags, replies, chosen, options: 0 }
     }
 
     /// Takes at most one message from the input and puts the answer into the outbox.
@@ -311,6 +309,9 @@ impl<D: ExportDirectory> Negotiation<D> {
         };
         Ok(match option {
             ClientOption::List => Step::List,
+            ClientOption::ExportName(_) if self.replies == Replies::Extended => {
+                return Err(Violation::ExportName("an export by its name, with extended headers"));
+            }
             ClientOption::ExportName(name) => {
                 let found = directory.find(name);
                 Step::EnterOldStyle(found.ok_or_else(|| Violation::UnknownExport(name.to_owned()))?)
@@ -323,7 +324,28 @@ impl<D: ExportDirectory> Negotiation<D> {
                 Some(export) => Step::Enter(export, Facts::from(&query)),
                 None => Step::Refuse(self.unknown_export(query.name)),
             },
-            ClientOption::StructuredReply => Step::StructuredReplies,
+            ClientOption::ListMetaContext(query) => match directory.find(query.name) {
+                Some(export) => Step::list_contexts(export, &query),
+                None => Step::Refuse(self.unknown_export(query.name)),
+            },
+            ClientOption::SetMetaContext(_) if self.replies == Replies::Simple => {
+                let message = "metadata contexts need structured replies: ask for those first";
+                Step::Refuse(Refusal { code: ReplyCode::ERR_INVALID, message })
+            }
+            ClientOption::SetMetaContext(query) => match directory.find(query.name) {
+                Some(export) => Step::set_contexts(export, &query),
+                None => Step::Refuse(self.unknown_export(query.name)),
+            },
+            ClientOption::StructuredReply if self.replies == Replies::Extended => {
+                let message = "extended headers are negotiated already, and are more";
+                Step::Refuse(Refusal { code: ReplyCode::ERR_EXT_HEADER_REQD, message })
+            }
+            ClientOption::StructuredReply => Step::Replies(Replies::Structured),
+            ClientOption::ExtendedHeaders if self.replies == Replies::Extended => {
+                let message = "extended headers are negotiated already";
+                Step::Refuse(Refusal { code: ReplyCode::ERR_INVALID, message })
+            }
+            ClientOption::ExtendedHeaders => Step::Replies(Replies::Extended),
             ClientOption::Unknown => Step::Refuse(Refusal {
                 code: ReplyCode::ERR_UNSUP,
                 message: "this server does not know the option",
@@ -375,108 +397,97 @@ impl<D: ExportDirectory> Negotiation<D> {
         step: Step<D::Export>,
         outbox: &mut Outbox,
     ) -> Progress<D::Export> {
+        if option == OptionCode::SET_META_CONTEXT {
+            // Each time anew, and if that fails there are none.
+            self.chosen = Chosen::default();
+        }
+        let flags = self.transmission_flags();
         match step {
             Step::Refuse(refusal) => refuse(option, refusal, outbox),
             Step::List => {
-                for listing in self.channel.directory().map_or_else(Vec::new, D::list) {
-                    let name = cut(&listing.name, NAME_BYTES_MAX);
-                    let description = cut(&listing.description, DESCRIPTION_BYTES_MAX);
-                    let length = length_u32(name.as_bytes()).to_be_bytes();
-                    let parts = [&length[..], name.as_bytes(), description.as_bytes()];
-                    reply(option, ReplyCode::SERVER, &parts, outbox);
-                }
-                reply(option, ReplyCode::ACK, &[], outbox);
+                let listed = self.channel.directory().map_or_else(Vec::new, D::list);
+                list(&listed, outbox);
             }
-            Step::Describe(export, facts) => {
-                self.describe(option, export.info(), &facts, outbox);
-                reply(option, ReplyCode::ACK, &[], outbox);
+            Step::ListContexts(export, contexts) => {
+                list_contexts(option, export.info(), contexts, outbox);
             }
+            Step::SetContexts(export, contexts) => {
+                list_contexts(option, export.info(), contexts, outbox);
+                self.chosen = Chosen { export: export.info().name.clone(), contexts };
+            }
+            Step::Describe(export, facts) => describe(option, export.info(), flags, &facts, outbox),
             Step::Enter(export, facts) => {
-                self.describe(option, export.info(), &facts, outbox);
-                reply(option, ReplyCode::ACK, &[], outbox);
-                return Progress::Enter(Entered { export, replies: self.replies });
+                describe(option, export.info(), flags, &facts, outbox);
+                return Progress::Enter(self.entered(export));
             }
             Step::EnterOldStyle(export) => {
                 outbox.push_copy(&export.info().size_bytes.to_be_bytes());
-                outbox.push_copy(&self.transmission_flags().to_be_bytes());
+                outbox.push_copy(&flags.to_be_bytes());
                 if !self.flags.no_zeros {
                     outbox.push_copy(&[0; RESERVED_ZEROS_BYTES]);
                 }
-                return Progress::Enter(Entered { export, replies: self.replies });
+                return Progress::Enter(self.entered(export));
             }
-            Step::StructuredReplies => {
-                self.replies = Replies::Structured;
-                reply(option, ReplyCode::ACK, &[], outbox);
+            Step::Replies(replies) => {
+                self.replies = replies;
+                acknowledge(option, outbox);
             }
             Step::StartTls => {
-                reply(option, ReplyCode::ACK, &[], outbox);
+                acknowledge(option, outbox);
                 return Progress::StartTls(Upgrade(self.flags));
             }
             Step::Abort => {
-                reply(option, ReplyCode::ACK, &[], outbox);
+                acknowledge(option, outbox);
                 return Progress::Aborted;
             }
         }
         Progress::Answered
     }
 
-    /// Section "Option reply types", `NBD_REP_INFO`.
-    fn describe(&self, option: OptionCode, info: &ExportInfo, facts: &Facts, outbox: &mut Outbox) {
-        let mut fact = |code: InfoCode, parts: [&[u8]; 2]| {
-            let [first, second] = parts;
-            reply(option, ReplyCode::INFO, &[&code.0.to_be_bytes(), first, second], outbox);
-        };
-        let flags = self.transmission_flags().to_be_bytes();
-        fact(InfoCode::EXPORT, [&info.size_bytes.to_be_bytes(), &flags]);
-        if facts.name {
-            fact(InfoCode::NAME, [cut(&info.name, NAME_BYTES_MAX).as_bytes(), &[]]);
-        }
-        if facts.description && !info.description.is_empty() {
-            fact(InfoCode::DESCRIPTION, [cut(&info.description, NAME_BYTES_MAX).as_bytes(), &[]]);
-        }
-        if facts.block_size {
-            let preferred = preferred_block_bytes(info.preferred_block_bytes);
-            let sizes = [READ_BYTES_MIN, preferred, READ_BYTES_MAX].map(u32::to_be_bytes);
-            fact(InfoCode::BLOCK_SIZE, [sizes.as_flattened(), &[]]);
-        }
+    fn entered(&self, export: D::Export) -> Entered<D::Export> {
+        let is_same = self.chosen.export == export.info().name;
+        let contexts = if is_same { self.chosen.contexts } else { Contexts::default() };
+        Entered { export, replies: self.replies, contexts }
     }
 
     /// The server "MUST leave this flag clear if structured replies have not been negotiated" is
-    /// said of `SEND_DF`.
+    /// said of `SEND_DF`, and the same of `BLOCK_STATUS_PAYLOAD` and extended headers.
     fn transmission_flags(&self) -> u16 {
-        match self.replies {
-            Replies::Simple => TRANSMISSION_FLAGS,
-            Replies::Structured => TRANSMISSION_FLAGS | transmission_flags::SEND_DF,
-        }
+        TRANSMISSION_FLAGS
+            | match self.replies {
+                Replies::Simple => 0,
+                Replies::Structured => transmission_flags::SEND_DF,
+                Replies::Extended => {
+                    transmission_flags::SEND_DF | transmission_flags::BLOCK_STATUS_PAYLOAD
+                }
+            }
     }
 }
 
-fn refuse(option: OptionCode, refusal: Refusal, outbox: &mut Outbox) {
-    reply(option, refusal.code, &[refusal.message.as_bytes()], outbox);
-}
-
-/// Section "Block size constraints": a power of two, at least 512.
-fn preferred_block_bytes(wished: u32) -> u32 {
-    wished.clamp(512, READ_BYTES_MAX).checked_next_power_of_two().unwrap_or(READ_BYTES_MAX)
-}
-
-fn reply(option: OptionCode, code: ReplyCode, payload: &[&[u8]], outbox: &mut Outbox) {
-    let length = payload.iter().fold(0_u32, |sum, part| sum.saturating_add(length_u32(part)));
-    outbox.push_copy(&option_reply(option, code, length));
-    for part in payload {
-        outbox.push_copy(part);
+impl<E: NegotiatedExport> Step<E> {
+    /// Without a query, all contexts are meant.
+    fn list_contexts(export: E, query: &ContextQuery<'_>) -> Self {
+        let names = export.info().contexts;
+        let all = query.queries().next().is_none();
+        let contexts = if all {
+            Contexts::first(names.len())
+        } else {
+            Contexts::asked_for(names, query.queries(), true)
+        };
+        Self::ListContexts(export, contexts)
     }
-}
 
-/// Parts of replies are bounded by the limits above, far below 4 GiB.
-fn length_u32(part: &[u8]) -> u32 {
-    u32::try_from(part.len()).unwrap_or(u32::MAX)
+    fn set_contexts(export: E, query: &ContextQuery<'_>) -> Self {
+        let contexts = Contexts::asked_for(export.info().contexts, query.queries(), false);
+        Self::SetContexts(export, contexts)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::Listing;
+    use crate::nbd::limits::DESCRIPTION_BYTES_MAX;
+    use crate::nbd::{ExportInfo, Listing};
 
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct Export(ExportInfo);
@@ -505,6 +516,7 @@ mod tests {
                     description: "a disk".into(),
                     size_bytes: 1000,
                     preferred_block_bytes: 65_536,
+                    contexts: &["base:allocation", "hexz:shared"],
                 })
             })
         }
@@ -615,7 +627,7 @@ mod tests {
             assert!(matches!(progress, Progress::Enter(_)));
             let reply = taken(&mut outbox);
             assert_eq!(reply.len(), length);
-            assert_eq!(reply[..10], *b"\0\0\0\0\0\0\x03\xe8\x01\x07");
+            assert_eq!(reply[..10], *b"\0\0\0\0\0\0\x03\xe8\x05\x07");
         }
     }
 
@@ -638,21 +650,6 @@ mod tests {
             let ended = session.advance(&mut input, &mut outbox);
             assert_eq!(ended, Err(Violation::NotFixed(OptionCode::LIST)));
             assert_eq!(taken(&mut outbox), b"");
-        }
-    }
-
-    #[test]
-    fn preferred_block_sizes_are_powers_of_two_within_the_protocols_bounds() {
-        for (wished, preferred) in [
-            (0, 512),
-            (1, 512),
-            (513, 1024),
-            (65_536, 65_536),
-            (65_537, 131_072),
-            (32 << 20, 32 << 20),
-            (u32::MAX, 32 << 20),
-        ] {
-            assert_eq!(preferred_block_bytes(wished), preferred);
         }
     }
 
@@ -735,7 +732,7 @@ mod tests {
 
     #[test]
     fn send_df_is_set_exactly_when_structured_replies_are_negotiated() {
-        for (payload, flags) in [(None, 0x0107), (Some(&b"x"[..]), 0x0107), (Some(b""), 0x0187)] {
+        for (payload, flags) in [(None, 0x0507), (Some(&b"x"[..]), 0x0507), (Some(b""), 0x0587)] {
             let (mut session, mut outbox) = greeted(3);
             if let Some(payload) = payload {
                 let code = OptionCode::STRUCTURED_REPLY;
@@ -747,7 +744,7 @@ mod tests {
             let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
             let progress = session.advance(&mut input, &mut outbox).unwrap();
             let Progress::Enter(entered) = progress else { panic!("{progress:?}") };
-            let structured = flags == 0x0187;
+            let structured = flags == 0x0587;
             assert_eq!(entered.replies == Replies::Structured, structured);
             assert_eq!(taken(&mut outbox)[8..10], flags.to_be_bytes());
         }
@@ -763,10 +760,121 @@ mod tests {
         let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::STARTTLS, b"");
         let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
         let mut session = upgrade.negotiate(OneDisk);
-        assert_eq!(flags_of(&mut session, &mut outbox, OptionCode::INFO), 0x0107);
+        assert_eq!(flags_of(&mut session, &mut outbox, OptionCode::INFO), 0x0507);
         let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::GO, QUERY);
         let Progress::Enter(entered) = progress else { panic!("{progress:?}") };
         assert_eq!(entered.replies, Replies::Simple);
+    }
+
+    fn contexts_query(queries: &[&str]) -> Vec<u8> {
+        let text = |text: &str| {
+            [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
+        };
+        let count = u32::try_from(queries.len()).unwrap().to_be_bytes();
+        let queries: Vec<u8> = queries.iter().flat_map(|query| text(query)).collect();
+        [text("disk"), count.to_vec(), queries].concat()
+    }
+
+    /// Numbers of the contexts that an option is answered with, and the last code.
+    fn contexts_of(
+        session: &mut Negotiation<OneDisk>,
+        code: OptionCode,
+        queries: &[&str],
+    ) -> (Vec<u32>, ReplyCode) {
+        let mut outbox = Outbox::default();
+        let mut input = BytesMut::from(&option(code.0, &contexts_query(queries))[..]);
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+        let (mut ids, mut replies) = (Vec::new(), taken(&mut outbox));
+        loop {
+            let code = ReplyCode(u32::from_be_bytes(replies[12..16].try_into().unwrap()));
+            if code != ReplyCode::META_CONTEXT {
+                return (ids, code);
+            }
+            let length = u32::from_be_bytes(replies[16..20].try_into().unwrap());
+            ids.push(u32::from_be_bytes(replies[20..24].try_into().unwrap()));
+            replies = replies.split_off(20_usize.saturating_add(length as usize));
+        }
+    }
+
+    fn entered(session: &mut Negotiation<OneDisk>) -> Entered<Export> {
+        let (progress, _) = code_of(session, &mut Outbox::default(), OptionCode::GO, QUERY);
+        let Progress::Enter(entered) = progress else { panic!("{progress:?}") };
+        entered
+    }
+
+    #[test]
+    fn contexts_are_listed_by_namespace_and_chosen_by_name() {
+        let list = OptionCode::LIST_META_CONTEXT;
+        let set = OptionCode::SET_META_CONTEXT;
+        for (queries, listed, chosen) in [
+            (&[][..], &[1, 2][..], &[][..]),
+            (&["base:"], &[1], &[]),
+            (&["hexz:shared", "base:allocation"], &[1, 2], &[1, 2]),
+            (&["qemu:dirty-bitmap:x", ""], &[], &[]),
+        ] {
+            let (mut session, mut outbox) = greeted(3);
+            let sr = OptionCode::STRUCTURED_REPLY;
+            let _ = code_of(&mut session, &mut outbox, sr, b"");
+            let (ids, code) = contexts_of(&mut session, list, queries);
+            assert_eq!((&ids[..], code), (listed, ReplyCode::ACK), "{queries:?}");
+            let (ids, code) = contexts_of(&mut session, set, queries);
+            assert_eq!((&ids[..], code), (chosen, ReplyCode::ACK), "{queries:?}");
+            let contexts = entered(&mut session).contexts;
+            let ids: Vec<u32> = contexts.iter().map(crate::nbd::Context::wire_id).collect();
+            assert_eq!(ids, chosen, "{queries:?}");
+        }
+    }
+
+    #[test]
+    fn contexts_are_chosen_anew_each_time_and_a_failure_leaves_none() {
+        let set = OptionCode::SET_META_CONTEXT;
+        let (mut session, mut outbox) = greeted(3);
+        let (_, code) = contexts_of(&mut session, set, &["base:allocation"]);
+        assert_eq!(code, ReplyCode::ERR_INVALID, "they need structured replies");
+        let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
+        let _ = contexts_of(&mut session, set, &["base:allocation"]);
+        let (ids, _) = contexts_of(&mut session, set, &["hexz:shared"]);
+        assert_eq!(ids, [2]);
+        let (_, reply) = code_of(&mut session, &mut outbox, set, b"\0\0\0\x04nope\0\0\0\0");
+        assert_eq!(reply, ReplyCode::ERR_UNKNOWN);
+        assert!(entered(&mut session).contexts.is_empty());
+    }
+
+    #[test]
+    fn extended_headers_are_negotiated_once_and_take_the_place_of_structured_replies() {
+        let code = OptionCode::EXTENDED_HEADERS;
+        let (mut session, mut outbox) = greeted(3);
+        for (code, payload, expected) in [
+            (code, &b"x"[..], ReplyCode::ERR_INVALID),
+            (code, b"", ReplyCode::ACK),
+            (code, b"", ReplyCode::ERR_INVALID),
+            (OptionCode::STRUCTURED_REPLY, b"", ReplyCode::ERR_EXT_HEADER_REQD),
+        ] {
+            let (progress, reply) = code_of(&mut session, &mut outbox, code, payload);
+            assert_eq!((progress, reply), (Progress::Answered, expected));
+        }
+        assert_eq!(flags_of(&mut session, &mut outbox, OptionCode::INFO), 0x1587);
+        let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+        assert!(session.advance(&mut input, &mut outbox).is_err(), "there is no such way in");
+
+        let (mut session, mut outbox) = greeted(3);
+        let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
+        let (_, reply) = code_of(&mut session, &mut outbox, code, b"");
+        assert_eq!(reply, ReplyCode::ACK);
+        assert_eq!(entered(&mut session).replies, Replies::Extended);
+    }
+
+    /// "State from before STARTTLS" again.
+    #[test]
+    fn contexts_and_extended_headers_that_were_negotiated_in_plaintext_are_forgotten() {
+        let (mut session, mut outbox) = greeted_in(Channel::MayUpgrade(OneDisk), 3);
+        let _ = code_of(&mut session, &mut outbox, OptionCode::EXTENDED_HEADERS, b"");
+        let set = OptionCode::SET_META_CONTEXT;
+        assert_eq!(contexts_of(&mut session, set, &["base:allocation"]).0, [1]);
+        let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::STARTTLS, b"");
+        let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
+        let entered = entered(&mut upgrade.negotiate(OneDisk));
+        assert_eq!((entered.replies, entered.contexts), (Replies::Simple, Contexts::default()));
     }
 
     /// A made-up name must look like one that is hidden.

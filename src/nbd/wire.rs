@@ -15,11 +15,18 @@ pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Before every request. Section "Request message".
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 
+/// Before every request once extended headers are negotiated. Section "Extended request message" of
+/// the extension `extension-ext-header`, as qemu and libnbd speak it.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+
 /// Before every simple reply. Section "Simple reply message".
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 
 /// Before every chunk of a structured reply. Section "Structured reply chunk message".
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
+/// Before every chunk once extended headers are negotiated.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 
 /// Length of the client's flags, in bytes.
 pub const CLIENT_FLAGS_BYTES: usize = 4;
@@ -33,11 +40,17 @@ pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 /// Length of a request, in bytes.
 pub const REQUEST_BYTES: usize = 28;
 
+/// Length of a request with an extended header, in bytes.
+pub const EXTENDED_REQUEST_BYTES: usize = 32;
+
 /// Length of a simple reply, in bytes.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 
 /// Length of the header of a chunk, in bytes. Its payload follows.
 pub const CHUNK_HEADER_BYTES: usize = 20;
+
+/// Length of an extended header of a chunk, in bytes. Its payload follows.
+pub const EXTENDED_CHUNK_HEADER_BYTES: usize = 32;
 
 /// Zeros after the answer to `EXPORT_NAME`, in bytes, unless the client does without.
 pub const RESERVED_ZEROS_BYTES: usize = 124;
@@ -85,6 +98,12 @@ wire_codes! {
         GO = 7,
         /// Replies in chunks from now on.
         STRUCTURED_REPLY = 8,
+        /// List the metadata contexts of an export.
+        LIST_META_CONTEXT = 9,
+        /// Choose metadata contexts of an export.
+        SET_META_CONTEXT = 10,
+        /// Requests and chunks with lengths of 64 bits from now on.
+        EXTENDED_HEADERS = 11,
     }
 
     /// What the server answers to an option. Section "Option reply types". Errors have the
@@ -96,6 +115,8 @@ wire_codes! {
         SERVER = 2,
         /// One fact about an export.
         INFO = 3,
+        /// One metadata context.
+        META_CONTEXT = 4,
         /// The server does not know the option.
         ERR_UNSUP = 1 << 31 | 1,
         /// The server knows the option and does not allow it.
@@ -110,6 +131,8 @@ wire_codes! {
         ERR_SHUTDOWN = 1 << 31 | 7,
         /// The option is too long.
         ERR_TOO_BIG = 1 << 31 | 9,
+        /// Extended headers are negotiated, and the option makes no sense with them.
+        ERR_EXT_HEADER_REQD = 1 << 31 | 10,
     }
 
     /// Which fact about an export. Section "Option reply types", `NBD_REP_INFO`.
@@ -136,8 +159,12 @@ wire_codes! {
         FLUSH = 3,
         /// Give up bytes.
         TRIM = 4,
+        /// Make bytes that are read soon quick to read.
+        CACHE = 5,
         /// Write zeros.
         WRITE_ZEROES = 6,
+        /// Describe a range of the export.
+        BLOCK_STATUS = 7,
     }
 
     /// What a chunk holds. Section "Structured reply types". Errors have the highest bit set.
@@ -148,6 +175,10 @@ wire_codes! {
         OFFSET_DATA = 1,
         /// Where zeros lie, and how many.
         OFFSET_HOLE = 2,
+        /// Extents of a metadata context, with lengths of 32 bits.
+        BLOCK_STATUS = 5,
+        /// The same with lengths of 64 bits. Only with extended headers.
+        BLOCK_STATUS_EXT = 6,
         /// What went wrong, in words.
         ERROR = 1 << 15 | 1,
         /// The same, and where.
@@ -203,18 +234,34 @@ pub mod transmission_flags {
     pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see the same bytes.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// `CACHE` is understood.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// A `BLOCK_STATUS` may name the contexts it is about. Only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Bits of a request. Section "Command flags".
 pub mod command_flags {
     /// Do not fragment: answer with one chunk of bytes at most.
     pub const DF: u16 = 1 << 2;
+    /// Describe one extent only, no longer than what was asked for.
+    pub const REQ_ONE: u16 = 1 << 3;
+    /// As many bytes as the length says follow the request. Only with extended headers.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Bits of a chunk. Section "Structured reply flags".
 pub mod chunk_flags {
     /// The last chunk of a reply.
     pub const DONE: u16 = 1 << 0;
+}
+
+/// Bits of an extent of the context `base:allocation`. Section "`base:allocation` metadata context".
+pub mod allocation_state {
+    /// Nothing is stored for these bytes.
+    pub const HOLE: u32 = 1 << 0;
+    /// These bytes read as zeros.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub(crate) mod budget;
+pub(crate) mod inflight;
 pub mod listener;
 pub(crate) mod offer;
 pub(crate) mod panics;
@@ -9,6 +10,7 @@ pub mod policy;
 pub mod reload;
 pub(crate) mod session;
 pub(crate) mod shutdown;
+pub(crate) mod transmit;
 pub(crate) mod upgrade;
 
 use std::io;
@@ -25,6 +27,7 @@ use crate::export::Catalogue;
 use crate::nbd::limits::OWED_BYTES_MAX;
 use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
+use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
 use crate::server::upgrade::Turns;
 use crate::snapshot::File;
@@ -47,13 +50,14 @@ pub struct Limits {
     pub negotiation_timeout: Duration,
     /// From the answer to `STARTTLS` to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// How long a client that has chosen an export may neither take nor send a byte. `None` is for
-    /// ever: the Linux kernel does not reconnect, and a disk that nobody reads is no fault.
+    /// From the last byte that a client sent or took until it is disconnected. `None` for never:
+    /// the Linux kernel does not connect again.
     pub idle_timeout: Option<Duration>,
-    /// Bytes that all clients together may have asked for and not taken yet.
-    pub inflight_bytes_max: u64,
     /// Bytes that one client may have asked for and not taken yet.
     pub owed_bytes_max: u64,
+    /// The same of all clients together. Each may have one part of a read on its way beyond it,
+    /// [`PART_BYTES`](crate::nbd::limits::PART_BYTES) at most.
+    pub inflight_bytes_max: u64,
     /// Reads that wait for storage or decode at the same time, for all clients together.
     pub decoders_max: NonZeroUsize,
     /// From the wish to stop until connections are cut.
@@ -71,8 +75,8 @@ impl Default for Limits {
             negotiation_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
-            inflight_bytes_max: INFLIGHT_BYTES_DEFAULT,
             owed_bytes_max: OWED_BYTES_MAX,
+            inflight_bytes_max: INFLIGHT_BYTES_DEFAULT,
             decoders_max: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             drain_timeout: Duration::from_secs(30),
         }
@@ -163,6 +167,8 @@ pub(crate) struct Shared {
     /// One permit for each client.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) addresses: Arc<Addresses>,
+    /// Bytes on their way to all clients.
+    pub(crate) inflight: Arc<Pool>,
     /// Turns for TLS handshakes.
     pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
@@ -230,6 +236,7 @@ impl Server {
             exposed,
             connections: Arc::new(Semaphore::new(connections)),
             addresses: Arc::new(Addresses::new(limits.connections_per_address_max)),
+            inflight: Arc::new(Pool::new(limits.inflight_bytes_max)),
             turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,

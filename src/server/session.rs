@@ -6,28 +6,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
 use crate::export::Export;
 use crate::nbd::negotiation::Violation;
-use crate::nbd::transmission::Ending;
-use crate::nbd::{
-    BadMagic, Channel, Entered, ExportDirectory, Negotiation, Outbox, Piece, Progress, Read,
-    ReadFailure, Transmission, Upgrade,
-};
+use crate::nbd::transmission::{self, Ending, Served};
+use crate::nbd::{Channel, Entered, ExportDirectory, Negotiation, Outbox, Progress, Upgrade};
 use crate::server::Shared;
 use crate::server::offer::Offer;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
+use crate::server::transmit::transmit;
 use crate::server::upgrade::{self, UpgradeError};
 use crate::tls::IdentityError;
 
 /// Room for what a client sends, in bytes: 146 requests.
-const INPUT_BYTES: usize = 4096;
+pub(crate) const INPUT_BYTES: usize = 4096;
 
 /// How long, and for how many bytes, to look at what a client still sends after the last reply.
 /// Closing at once would make the system discard the reply on the way.
@@ -39,7 +36,7 @@ const ABORTED: &str = "aborted by the client";
 
 /// Why a session ended other than by agreement.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub(crate) enum SessionError {
     #[error("the client hung up while negotiating")]
     HungUp,
     #[error("no export was chosen in time")]
@@ -49,7 +46,7 @@ enum SessionError {
     #[error("protocol violation: {0}")]
     Violation(#[from] Violation),
     #[error("protocol violation: {0}")]
-    Framing(#[from] BadMagic),
+    Request(#[from] transmission::Violation),
     #[error("{0}")]
     Upgrade(#[from] UpgradeError),
     #[error("the client's certificate cannot be read: {0}")]
@@ -58,6 +55,11 @@ enum SessionError {
     Withdrawn(Withdrawn),
     #[error("the server is stopping")]
     Stopped,
+    #[error("nothing was sent or taken for as long as --idle-timeout allows")]
+    Idle,
+    /// What was good when the reply began is damaged now, and no reply can say so any more.
+    #[error("cut in the middle of a reply: the snapshot was damaged while it was read")]
+    Broken,
     /// Whoever cut the connection, it was not the client in an orderly way: it would have said so.
     #[error("connection cut: no close_notify came")]
     Truncated,
@@ -92,7 +94,7 @@ impl fmt::Display for Peer {
 }
 
 /// A byte stream to one client, whatever it is made of.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
@@ -105,8 +107,7 @@ struct Session<'a> {
     policy: Arc<Policy>,
     /// When an export must have been chosen.
     deadline: Instant,
-    reads: u64,
-    read_bytes: u64,
+    served: Served,
 }
 
 /// Where a negotiation leads.
@@ -133,12 +134,13 @@ async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
     let began = Instant::now();
     let policy = Arc::clone(&shared.policy.borrow());
     let deadline = began + shared.limits.negotiation_timeout;
-    let mut session = Session { peer, shared, policy, deadline, reads: 0, read_bytes: 0 };
+    let served = Served::default();
+    let mut session = Session { peer, shared, policy, deadline, served };
     let outcome = tokio::select! {
         outcome = session.in_plaintext(stream) => outcome,
         () = shared.cut.cancelled() => Ok("cut by shutdown"),
     };
-    let Session { reads, read_bytes, .. } = session;
+    let Served { reads, read_bytes } = session.served;
     let seconds = began.elapsed().as_secs_f64();
     match outcome {
         Ok(ending) => tracing::info!(%peer, reads, read_bytes, seconds, ending, "closed"),
@@ -284,67 +286,15 @@ impl<'a> Session<'a> {
             // First: what was allowed when the client came may not be any more.
             biased;
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
-            ending = self.transmit(stream, input, outbox, entered) => ending?,
+            ending = transmit(stream, input, outbox, entered, shared, &mut self.served) => ending?,
         };
         Ok(match ending {
-            Some(Ending::Disconnected) => "disconnected by the client",
-            Some(Ending::Finished) if shared.stop.is_cancelled() => "shutdown",
-            Some(Ending::Finished) | None => "hung up by the client",
+            Ending::Disconnected => "disconnected by the client",
+            Ending::Finished if shared.stop.is_cancelled() => "shutdown",
+            Ending::Finished => "hung up by the client",
+            // Told as an error already.
+            Ending::Broken => "cut in the middle of a reply",
         })
-    }
-
-    /// From the first request to the last reply.
-    async fn transmit(
-        &mut self,
-        stream: &mut impl Stream,
-        mut input: BytesMut,
-        outbox: Outbox,
-        Entered { export, replies }: Entered<Arc<Export>>,
-    ) -> Result<Option<Ending>, SessionError> {
-        let shared = self.shared;
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let owed_bytes_max = shared.limits.owed_bytes_max;
-        let export_bytes = export.info().size_bytes;
-        let mut session = Transmission::new(export_bytes, replies, owed_bytes_max, outbox);
-        let mut misses = JoinSet::new();
-        // Enough to keep every decoder busy, and so few that clients take turns.
-        let misses_max = shared.limits.decoders_max.get().saturating_mul(2);
-        let mut unflushed = true;
-        loop {
-            while misses.len() < misses_max
-                && let Some(read) = session.next_read(&mut input)?
-            {
-                self.reads = self.reads.saturating_add(1);
-                self.read_bytes = self.read_bytes.saturating_add(u64::from(read.length));
-                if let Some(pieces) = export.read_cached(read.offset, read.length) {
-                    session.reply(read, Ok(pieces));
-                } else {
-                    misses.spawn(fetch(read, Arc::clone(&export), shared));
-                }
-            }
-            if session.is_over() && !unflushed {
-                return Ok(session.ending());
-            }
-            let wants_input = session.wants_input() && misses.len() < misses_max;
-            let unsent = unflushed || session.outbox().has_remaining();
-            input.reserve(INPUT_BYTES);
-            // Cancel-safe: bytes read stay in `input`, bytes written leave the outbox, and a write
-            // that was not flushed is remembered.
-            tokio::select! {
-                biased;
-                () = shared.stop.cancelled(), if session.ending().is_none() => session.finish(),
-                Some(done) = misses.join_next() => {
-                    let (read, outcome) = done??;
-                    session.reply(read, outcome);
-                }
-                sent = send(&mut writer, session.outbox()), if unsent => unflushed = sent?,
-                received = reader.read_buf(&mut input), if wants_input => {
-                    if received? == 0 {
-                        session.finish();
-                    }
-                }
-            }
-        }
     }
 
     /// Gives up waiting for a client that has not chosen when the server stops.
@@ -354,40 +304,6 @@ impl<'a> Session<'a> {
             () = self.shared.stop.cancelled() => Err(SessionError::Stopped),
         }
     }
-}
-
-type Fetched = Result<(Read, Result<Vec<Piece>, ReadFailure>), tokio::task::JoinError>;
-
-/// Reads what is not in the cache, where that stalls nobody, when a decoder is free.
-fn fetch(
-    read: Read,
-    export: Arc<Export>,
-    shared: &Shared,
-) -> impl Future<Output = Fetched> + use<> {
-    let decoders = Arc::clone(&shared.decoders);
-    async move {
-        // The semaphore is never closed; without a permit the read would only be less polite.
-        let permit = decoders.acquire_owned().await;
-        let work = move || {
-            let outcome = export.read(read.offset, read.length);
-            drop(permit);
-            (read, outcome)
-        };
-        tokio::task::spawn_blocking(work).await
-    }
-}
-
-/// Writes some of what is owed, or flushes when everything is written. Returns whether there is
-/// something to flush.
-async fn send(writer: &mut (impl AsyncWrite + Unpin), outbox: &mut Outbox) -> io::Result<bool> {
-    if !outbox.has_remaining() {
-        writer.flush().await?;
-        return Ok(false);
-    }
-    if writer.write_buf(outbox).await? == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    Ok(true)
 }
 
 /// Says that no more will come, and waits a moment for the client to do the same.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageK
 use crate::snapshot::content::{self, Content};
 use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
+use crate::snapshot::extents::SharedBlocks;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
 use crate::snapshot::format::{Compression, Family, FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
@@ -95,17 +96,19 @@ pub struct File {
     check: Check,
     cache: Arc<Cache>,
     content: Content,
+    /// Which stored blocks are used more than once, when somebody has asked.
+    pub(crate) shared: OnceLock<SharedBlocks>,
     main: StreamSize,
     auxiliary: StreamSize,
 }
 
 /// How far a stream goes.
 #[derive(Debug, Clone, Copy)]
-struct StreamSize {
+pub(crate) struct StreamSize {
     /// What is served.
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// Where the blocks end. What lies behind them in a converted tar archive reads as zeros.
-    blocks_end: u64,
+    pub(crate) blocks_end: u64,
 }
 
 impl File {
@@ -201,6 +204,7 @@ impl File {
             cache: options.cache,
             content,
             structure,
+            shared: OnceLock::new(),
             main,
             auxiliary,
         }))
@@ -320,26 +324,19 @@ impl File {
         hit.is_ok().then_some(slices)
     }
 
-    /// What a range of a stream is made of: neighbours of one kind are one extent. Reads index
-    /// pages only, never a block.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] if the range is not inside the stream.
-    pub fn extents(&self, stream: Stream, range: Range<u64>) -> Result<Extents<'_>, Error> {
-        let length = range.end.saturating_sub(range.start);
-        let rest = self.check_range(stream, range.start, length)?;
-        Ok(Extents { file: self, stream, rest, page: None })
-    }
-
-    fn stream_size(&self, stream: Stream) -> StreamSize {
+    pub(crate) fn stream_size(&self, stream: Stream) -> StreamSize {
         match stream {
             Stream::Main => self.main,
             Stream::Auxiliary => self.auxiliary,
         }
     }
 
-    fn check_range(&self, stream: Stream, offset: u64, length: u64) -> Result<Range<u64>, Error> {
+    pub(crate) fn check_range(
+        &self,
+        stream: Stream,
+        offset: u64,
+        length: u64,
+    ) -> Result<Range<u64>, Error> {
         let size = self.size(stream);
         match offset.checked_add(length) {
             Some(end) if end <= size => Ok(offset..end),
@@ -357,7 +354,7 @@ impl File {
         Err(self.structure.error(FormatError::Invalid { what: "sum of blocks", offset }.into()))
     }
 
-    fn page(&self, stream: Stream, page: usize) -> Result<Arc<Page>, Error> {
+    pub(crate) fn page(&self, stream: Stream, page: usize) -> Result<Arc<Page>, Error> {
         let key = PageKey { file: self.id, stream, page };
         let end = self.page_end(stream, page);
         self.cache.page_or_load(&key, || self.structure.page(stream, page, Some(end)).map(Arc::new))
@@ -372,7 +369,7 @@ impl File {
 
     /// The page that holds a position, by binary search. Of pages that begin at the same place
     /// only the last has bytes.
-    fn page_at(&self, stream: Stream, position: u64) -> usize {
+    pub(crate) fn page_at(&self, stream: Stream, position: u64) -> usize {
         let pages = self.structure.index().pages(stream);
         pages.partition_point(|page| page.start_logical <= position).saturating_sub(1)
     }
@@ -577,76 +574,16 @@ impl Part {
         self.range.end.saturating_sub(self.range.start)
     }
 
-    /// This part of the plain bytes of its block.
+    /// This part of the plain bytes of its block. It keeps the whole block in memory as long as it
+    /// lives, so a short one is a copy: what waits for a client that takes nothing is then never
+    /// more than twice what it counts for.
     fn of(&self, plain: &Bytes) -> Bytes {
         // A block was checked to have its length when it was decoded, and that fits a u32.
         let start = self.range.start.saturating_sub(self.block.range.start);
         let end = start.saturating_add(self.length());
         let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
-        plain.slice(index(start).min(plain.len())..index(end).min(plain.len()))
-    }
-}
-
-/// A range of a stream that is all of one kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extent {
-    /// Bytes of the stream.
-    pub range: Range<u64>,
-    /// Whether they read as zeros and cost nothing.
-    pub is_hole: bool,
-}
-
-/// Extents of a range, one after another. See [`File::extents`].
-#[derive(Debug)]
-pub struct Extents<'a> {
-    file: &'a File,
-    stream: Stream,
-    rest: Range<u64>,
-    /// The page of the previous block, so that it is found once.
-    page: Option<(usize, Arc<Page>)>,
-}
-
-impl Extents<'_> {
-    /// The end of the block at the start of `rest`, and whether it is a hole.
-    fn next_block(&mut self) -> Result<(u64, bool), Error> {
-        let position = self.rest.start;
-        if position >= self.file.stream_size(self.stream).blocks_end {
-            return Ok((self.rest.end, true));
-        }
-        let number = self.file.page_at(self.stream, position);
-        let page = match &self.page {
-            Some((same, page)) if *same == number => Arc::clone(page),
-            _ => self.file.page(self.stream, number)?,
-        };
-        let block = page.block(page.find(position));
-        self.page = Some((number, page));
-        let offset = self.file.structure.header().index_offset;
-        let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
-        let block = block.ok_or_else(|| self.file.structure.error(wrong().into()))?;
-        Ok((block.range.end.min(self.rest.end), block.contents == Contents::Zeros))
-    }
-}
-
-impl Iterator for Extents<'_> {
-    type Item = Result<Extent, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let start = self.rest.start;
-        let mut kind = None;
-        while self.rest.start < self.rest.end {
-            match self.next_block() {
-                Ok((end, is_hole)) if *kind.get_or_insert(is_hole) == is_hole => {
-                    self.rest.start = end;
-                }
-                Ok(_) => break,
-                // What came before the broken page is still true; the error comes next.
-                Err(_) if self.rest.start > start => break,
-                Err(error) => {
-                    self.rest.start = self.rest.end;
-                    return Some(Err(error));
-                }
-            }
-        }
-        kind.map(|is_hole| Ok(Extent { range: start..self.rest.start, is_hole }))
+        let part = plain.slice(index(start).min(plain.len())..index(end).min(plain.len()));
+        let is_short = part.len() < plain.len() / 2;
+        if is_short { Bytes::copy_from_slice(&part) } else { part }
     }
 }

@@ -342,7 +342,7 @@ fn nbdinfo_shows_size_flags_block_sizes_and_description() {
             ("can_trim", false),
             ("can_zero", false),
             ("can_fua", false),
-            ("can_cache", false),
+            ("can_cache", true),
         ] {
             assert_eq!(export[flag], expected, "{flag}");
         }
@@ -570,7 +570,7 @@ for number, call in [
     (errno.EPERM, lambda: h.pwrite(b"x", size)),
     (errno.EPERM, lambda: h.trim(4096, 0)),
     (errno.EPERM, lambda: h.zero(4096, 0)),
-    (errno.EINVAL, lambda: h.cache(4096, 0)),
+    (errno.EINVAL, lambda: h.cache(2, size - 1)),
 ]:
     refused_with(number, call)
     assert h.pread(7, 4093) == image[4093:4100]

@@ -40,8 +40,8 @@ async fn info_describes_and_the_session_goes_on_and_go_enters() {
         let (facts, last) = client.option(code, &query("disk", &[3, 1, 2, 0x7777, 3])).await;
         assert_eq!(last, ACK);
         let size = (16_u64 << 20).to_be_bytes();
-        // HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN.
-        assert_eq!(facts[0], [&[0, 0], &size[..], &0x0107_u16.to_be_bytes()].concat());
+        // HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN, SEND_CACHE.
+        assert_eq!(facts[0], [&[0, 0], &size[..], &0x0507_u16.to_be_bytes()].concat());
         assert_eq!(facts[1], b"\0\x01disk");
         assert_eq!(facts[2], b"\0\x02from v082-ext4.hxz");
         let sizes = [1_u32, 65_536, 32 << 20].map(u32::to_be_bytes).concat();
@@ -164,7 +164,7 @@ async fn export_name_enters_with_and_without_the_zeros() {
         client.greet(flags).await;
         client.send_option(EXPORT_NAME, b"disk").await;
         let size = (16_u64 << 20).to_be_bytes();
-        assert_eq!(client.receive(10).await, [&size[..], &0x0107_u16.to_be_bytes()].concat());
+        assert_eq!(client.receive(10).await, [&size[..], &0x0507_u16.to_be_bytes()].concat());
         assert_eq!(client.receive(zeros).await, vec![0; zeros]);
         assert_eq!(client.read(1080, 2).await, [0x53, 0xef]);
     }

@@ -476,6 +476,7 @@ impl Secrets {
             description: Self::DESCRIPTION.into(),
             size_bytes: Self::SIZE_BYTES,
             preferred_block_bytes: 4096,
+            contexts: &["secret:context"],
         })
     }
 }

@@ -7,7 +7,7 @@ use hexz_nbd::server::Limits;
 use hexz_nbd::snapshot::{Extent, File, Stream};
 use tokio::io::AsyncWriteExt;
 
-use crate::support::chunks::{Chunk, STRUCTURED_REPLY, assemble};
+use crate::support::chunks::{Chunk, STRUCTURED_REPLY, assemble, merged};
 use crate::support::client::{ACK, ERR_INVALID, query, request};
 use crate::support::fixtures;
 use crate::support::server::{Server, contents};
@@ -85,7 +85,8 @@ async fn data_and_hole_chunks_are_the_extents_of_the_snapshot_and_cover_the_requ
                 continue;
             }
             let expected = extents(file, offset, length);
-            assert_eq!(chunks.len(), expected.len(), "{file}: one chunk for each extent");
+            let chunks = merged(chunks);
+            assert_eq!(chunks.len(), expected.len(), "{file}: one run for each extent");
             let expected = expected.into_iter().filter(|extent| extent.is_hole);
             let expected: Vec<_> = expected.map(|extent| extent.range).collect();
             assert_eq!(holes, expected, "{file}: {offset}+{length}");
@@ -134,14 +135,14 @@ async fn send_df_is_advertised_after_structured_replies_were_negotiated() {
     let mut client = server.greet().await;
     assert_eq!(client.option(STRUCTURED_REPLY, b"x").await.1, ERR_INVALID);
     let (facts, _) = client.option(6, &query("disk", &[])).await;
-    assert_eq!(facts[0][10..], [0x01, 0x07]);
+    assert_eq!(facts[0][10..], [0x05, 0x07]);
     for _ in 0..2 {
         assert_eq!(client.option(STRUCTURED_REPLY, b"").await, (vec![], ACK));
         let (facts, _) = client.option(6, &query("disk", &[])).await;
-        assert_eq!(facts[0][10..], [0x01, 0x87]);
+        assert_eq!(facts[0][10..], [0x05, 0x87]);
     }
     assert_eq!(client.option(STRUCTURED_REPLY, b"x").await.1, ERR_INVALID);
-    assert_eq!(client.go("disk").await, (DISK_BYTES, 0x0187));
+    assert_eq!(client.go("disk").await, (DISK_BYTES, 0x0587));
     let chunks = client.read_chunks(DF, 1080, 2).await;
     assert_eq!(chunks, [Chunk::Data { offset: 1080, bytes: vec![0x53, 0xef] }]);
 
@@ -149,7 +150,7 @@ async fn send_df_is_advertised_after_structured_replies_were_negotiated() {
     client.greet(1).await;
     client.option(STRUCTURED_REPLY, b"").await;
     client.send_option(1, b"disk").await;
-    assert_eq!(client.receive(134).await[8..10], [0x01, 0x87]);
+    assert_eq!(client.receive(134).await[8..10], [0x05, 0x87]);
     let chunks = client.read_chunks(0, 1080, 2).await;
     assert_eq!(chunks, [Chunk::Data { offset: 1080, bytes: vec![0x53, 0xef] }]);
 }
@@ -177,7 +178,7 @@ async fn a_client_that_does_not_ask_for_structured_replies_gets_simple_ones() {
 async fn what_is_refused_is_refused_in_words_and_the_session_stays_in_step() {
     let server = Server::start().await;
     let mut client = server.open_structured("disk").await;
-    let past_end = "the read reaches past the end of the export";
+    let past_end = "the request reaches past the end of the export";
     let flag = "the request has a flag that its command does not have here";
     let read_only = "the export is read-only";
     for (flags, command, offset, length, number, sentence) in [
@@ -235,6 +236,11 @@ async fn the_bytes_before_a_damaged_block_are_delivered_and_the_error_says_where
             let place = bad_start.max(offset);
             assert_eq!(chunks.pop(), Some(error(EIO, DAMAGED, Some(place))));
             assert!(flags == 0 || chunks.len() <= 1, "fragments");
+            // A long unfragmented read is checked before the first byte is sent.
+            if flags == DF && end - offset > 256 * 1024 {
+                assert_eq!(chunks, []);
+                continue;
+            }
             let (bytes, _) = assemble(&chunks, offset);
             assert!(bytes == image[offset as usize..place as usize], "{offset} to {end}");
         }

@@ -97,6 +97,22 @@ pub(crate) fn assemble(chunks: &[Chunk], offset: u64) -> (Vec<u8>, Vec<Range<u64
     (bytes, holes)
 }
 
+/// Chunks of data as one where they follow each other: a long read is answered in parts.
+pub(crate) fn merged(chunks: Vec<Chunk>) -> Vec<Chunk> {
+    let mut merged: Vec<Chunk> = Vec::new();
+    for chunk in chunks {
+        match (merged.last_mut(), chunk) {
+            (Some(Chunk::Data { offset, bytes }), Chunk::Data { offset: next, bytes: more })
+                if *offset + bytes.len() as u64 == next =>
+            {
+                bytes.extend(more);
+            }
+            (_, chunk) => merged.push(chunk),
+        }
+    }
+    merged
+}
+
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

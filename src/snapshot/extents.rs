@@ -1,0 +1,205 @@
+//! What ranges of a stream are made of. Reads index pages only, never a block.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::snapshot::error::Error;
+use crate::snapshot::file::File;
+use crate::snapshot::format::index::PAGE_ENTRIES_MAX;
+use crate::snapshot::format::{FormatError, Stream};
+use crate::snapshot::page::{Block, Contents, Page};
+
+/// Most blocks that one question about extents looks at: 16 GiB of blocks of 64 KiB. What lies
+/// behind is for the next question, so that none takes long.
+const BLOCKS_MAX: u32 = 1 << 18;
+
+/// Most blocks of a snapshot that is searched for shared ones. Each takes 8 bytes of memory during
+/// the search, and no number in a file may decide how much that is.
+const SHARED_SEARCH_BLOCKS_MAX: u64 = 1 << 22;
+
+/// What can be asked of the bytes of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Property {
+    /// 1 if they read as zeros and are not stored, else 0.
+    Hole,
+    /// 1 if they are stored once for several places of the snapshot, else 0.
+    Shared,
+    /// How many parents back they come from. 0 for those of the snapshot itself, and for holes.
+    ParentDepth,
+}
+
+/// A range of a stream of which a property is the same throughout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Bytes of the stream.
+    pub range: Range<u64>,
+    /// The property.
+    pub value: u32,
+}
+
+/// A range of a stream that is all hole or all data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the stream.
+    pub range: Range<u64>,
+    /// Whether they read as zeros and cost nothing.
+    pub is_hole: bool,
+}
+
+/// Where blocks are stored that are used more than once, sorted.
+#[derive(Debug)]
+pub(crate) struct SharedBlocks(Box<[u64]>);
+
+impl File {
+    /// What a range of a stream is made of: neighbours of one kind are one extent. Reads index
+    /// pages, so call it where that stalls nobody. What comes back may end before the range does
+    /// if that is long: ask again from there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the range is not inside the stream.
+    pub fn extents(
+        &self,
+        stream: Stream,
+        range: Range<u64>,
+    ) -> Result<impl Iterator<Item = Result<Extent, Error>>, Error> {
+        let runs = self.runs(stream, range, Property::Hole)?;
+        Ok(runs.map(|run| run.map(|Run { range, value }| Extent { range, is_hole: value != 0 })))
+    }
+
+    /// As [`File::extents`], of any property.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if the range is not inside the stream, or the index cannot be read.
+    pub fn runs(
+        &self,
+        stream: Stream,
+        range: Range<u64>,
+        property: Property,
+    ) -> Result<Runs<'_>, Error> {
+        let length = range.end.saturating_sub(range.start);
+        let rest = self.check_range(stream, range.start, length)?;
+        let shared = match property {
+            Property::Shared => Some(self.shared_blocks()?),
+            Property::Hole | Property::ParentDepth => None,
+        };
+        Ok(Runs { file: self, stream, rest, property, shared, blocks: 0, page: None })
+    }
+
+    /// Whether [`Property::Shared`] can be asked: not of snapshots with so many blocks that the
+    /// search would take too much memory.
+    #[must_use]
+    pub fn can_tell_shared(&self) -> bool {
+        let pages = |stream| self.structure().index().pages(stream).len() as u64;
+        let pages = Stream::ALL.into_iter().map(pages).fold(0, u64::saturating_add);
+        pages.saturating_mul(PAGE_ENTRIES_MAX) <= SHARED_SEARCH_BLOCKS_MAX
+    }
+
+    fn shared_blocks(&self) -> Result<&SharedBlocks, Error> {
+        if let Some(known) = self.shared.get() {
+            return Ok(known);
+        }
+        // Two who ask at once both search: no lock is held while storage is read.
+        let found = self.find_shared_blocks()?;
+        Ok(self.shared.get_or_init(|| found))
+    }
+
+    fn find_shared_blocks(&self) -> Result<SharedBlocks, Error> {
+        let mut stored = Vec::new();
+        if !self.can_tell_shared() {
+            return Ok(SharedBlocks(Box::default()));
+        }
+        for stream in Stream::ALL {
+            for number in 0..self.structure().index().pages(stream).len() {
+                let page = self.page(stream, number)?;
+                let blocks = (0..).map_while(|at| page.block(at));
+                stored.extend(blocks.filter_map(|block| match block.contents {
+                    Contents::Stored { offset, .. } => Some(offset),
+                    Contents::Zeros | Contents::Corrupt(_) => None,
+                }));
+            }
+        }
+        stored.sort_unstable();
+        let next = stored.iter().skip(1);
+        let pairs = stored.iter().zip(next).filter(|(one, next)| one == next);
+        let mut shared: Vec<u64> = pairs.map(|(offset, _)| *offset).collect();
+        shared.dedup();
+        Ok(SharedBlocks(shared.into()))
+    }
+}
+
+impl SharedBlocks {
+    fn contain(&self, block: &Block) -> bool {
+        match block.contents {
+            Contents::Stored { offset, .. } => self.0.binary_search(&offset).is_ok(),
+            Contents::Zeros | Contents::Corrupt(_) => false,
+        }
+    }
+}
+
+/// Runs of a range, one after another. See [`File::runs`].
+#[derive(Debug)]
+pub struct Runs<'a> {
+    file: &'a File,
+    stream: Stream,
+    rest: Range<u64>,
+    property: Property,
+    shared: Option<&'a SharedBlocks>,
+    /// How many blocks were looked at.
+    blocks: u32,
+    /// The page of the previous block, so that it is found once.
+    page: Option<(usize, Arc<Page>)>,
+}
+
+impl Runs<'_> {
+    /// The end of the block at the start of `rest`, and its property.
+    fn next_block(&mut self) -> Result<(u64, u32), Error> {
+        let position = self.rest.start;
+        if position >= self.file.stream_size(self.stream).blocks_end {
+            return Ok((self.rest.end, u32::from(self.property == Property::Hole)));
+        }
+        let number = self.file.page_at(self.stream, position);
+        let page = match &self.page {
+            Some((same, page)) if *same == number => Arc::clone(page),
+            _ => self.file.page(self.stream, number)?,
+        };
+        let block = page.block(page.find(position));
+        self.page = Some((number, page));
+        let structure = self.file.structure();
+        let offset = structure.header().index_offset;
+        let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
+        let block = block.ok_or_else(|| structure.error(wrong().into()))?;
+        self.blocks = self.blocks.saturating_add(1);
+        let value = match self.property {
+            Property::Hole => u32::from(block.contents == Contents::Zeros),
+            Property::Shared => u32::from(self.shared.is_some_and(|shared| shared.contain(&block))),
+            // A snapshot with parents is not opened.
+            Property::ParentDepth => 0,
+        };
+        Ok((block.range.end.min(self.rest.end), value))
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Result<Run, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = self.rest.start;
+        let mut value = None;
+        while self.rest.start < self.rest.end && self.blocks < BLOCKS_MAX {
+            match self.next_block() {
+                Ok((end, same)) if *value.get_or_insert(same) == same => self.rest.start = end,
+                Ok(_) => break,
+                // What came before the broken page is still true; the error comes next.
+                Err(_) if self.rest.start > start => break,
+                Err(error) => {
+                    self.rest.start = self.rest.end;
+                    return Some(Err(error));
+                }
+            }
+        }
+        value.map(|value| Ok(Run { range: start..self.rest.start, value }))
+    }
+}
