@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::support::fixtures;
 use crate::support::process::{Client, HEXZ_NBD, Process};
 use crate::support::server::contents;
@@ -60,6 +62,8 @@ fn sockets_that_are_handed_over_are_served_and_no_others() {
     let mut command = handed_over(&format!("tcp unix={}", socket.display()), "");
     command.arg(fixtures::path(DISK));
     let mut server = Process::start_as_written(command);
+    let is_unix = |line: &Value| line.as_str().unwrap().contains(" listening endpoint=unix:");
+    server.wait_until(is_unix, 1);
     let said = server.log();
     let listening = said.iter().filter(|line| line.as_str().unwrap().contains("listening"));
     assert_eq!(listening.count(), 2, "{said:#?}");

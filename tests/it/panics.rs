@@ -13,7 +13,7 @@ use hexz_nbd::snapshot::storage::StorageBackend;
 use hexz_nbd::snapshot::{File, MemoryBackend, OpenOptions, Stream};
 
 use crate::support::fixtures;
-use crate::support::server::Server;
+use crate::support::server::{Server, contents};
 
 /// Panics once, when it is armed.
 #[derive(Debug)]
@@ -64,17 +64,20 @@ async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
     let mine = Arc::new(Mine { storage, armed: AtomicBool::new(false) });
     let limits = Limits { connections_max: NonZeroUsize::new(2).unwrap(), ..Limits::default() };
     let server = Server::with(policy(Arc::clone(&mine)), limits).await;
+    let disk = contents("v082-ext4.hxz");
     let mut others = server.open("disk").await;
-    for round in 1..=3 {
+    let mut somewhere_else = 0;
+    for _ in 0..3 {
         let mut unlucky = server.open("disk").await;
         mine.armed.store(true, Ordering::SeqCst);
-        // Far enough apart to be in blocks of their own, none of which was read yet.
-        let offset = 1080 + round * (1 << 20);
+        somewhere_else = unread(&disk, somewhere_else);
+        let offset = somewhere_else as u64;
         unlucky.request(0, 0, 7, offset, 2).await;
         unlucky.expect_end().await;
         assert!(!mine.armed.load(Ordering::SeqCst), "nobody stepped on the mine");
         // The very block, of which nothing half done is left, and for which nobody waits in vain.
-        others.read(offset, 2).await;
+        let expected = &disk[somewhere_else..][..2];
+        assert_eq!(others.read(offset, 2).await, expected);
         assert_eq!(others.read(1080, 2).await, [0x53, 0xef]);
     }
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
@@ -83,6 +86,13 @@ async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
             && line.contains("stepped on a mine")
     });
     assert_eq!(reports.count(), 3, "{text}");
+}
+
+/// A place in a block that nobody has read yet: further on than the largest block, 256 KiB, reaches,
+/// and no zeros, of which all blocks are the same.
+fn unread(disk: &[u8], last: usize) -> usize {
+    let from = last + (256 << 10);
+    from + disk[from..].iter().position(|byte| *byte != 0).unwrap()
 }
 
 fn policy(storage: Arc<Mine>) -> Policy {
