@@ -253,7 +253,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         let Some(payload) = rest.get(..payload_length) else {
             return Ok(Progress::NeedsInput);
         };
-        self.count_option()?;
+        self.begin_option(code)?;
         let step = self.decide(code, payload)?;
         input.advance(OPTION_HEADER_BYTES.saturating_add(payload_length));
         Ok(self.perform(code, step, outbox))
@@ -267,7 +267,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         payload_length: usize,
         outbox: &mut Outbox,
     ) -> Result<Progress<D::Export>, Violation> {
-        self.count_option()?;
+        self.begin_option(option)?;
         if option == OptionCode::EXPORT_NAME {
             return Err(Violation::ExportName("an export name of more than 4096 bytes"));
         }
@@ -286,7 +286,11 @@ impl<D: ExportDirectory> Negotiation<D> {
         Ok(Progress::Answered)
     }
 
-    fn count_option(&mut self) -> Result<(), Violation> {
+    fn begin_option(&mut self, option: OptionCode) -> Result<(), Violation> {
+        if option == OptionCode::SET_META_CONTEXT {
+            // Each time anew, and if that fails there are none.
+            self.chosen = Chosen::default();
+        }
         self.options = self.options.saturating_add(1);
         if self.options > OPTIONS_MAX { Err(Violation::TooManyOptions) } else { Ok(()) }
     }
@@ -397,10 +401,6 @@ impl<D: ExportDirectory> Negotiation<D> {
         step: Step<D::Export>,
         outbox: &mut Outbox,
     ) -> Progress<D::Export> {
-        if option == OptionCode::SET_META_CONTEXT {
-            // Each time anew, and if that fails there are none.
-            self.chosen = Chosen::default();
-        }
         let flags = self.transmission_flags();
         match step {
             Step::Refuse(refusal) => refuse(option, refusal, outbox),
@@ -838,6 +838,13 @@ mod tests {
         let (_, reply) = code_of(&mut session, &mut outbox, set, b"\0\0\0\x04nope\0\0\0\0");
         assert_eq!(reply, ReplyCode::ERR_UNKNOWN);
         assert!(entered(&mut session).contexts.is_empty());
+
+        let (mut session, mut outbox) = greeted(3);
+        let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
+        let _ = contexts_of(&mut session, set, &["base:allocation"]);
+        let (_, reply) = code_of(&mut session, &mut outbox, set, &[0; 20_000]);
+        assert_eq!(reply, ReplyCode::ERR_TOO_BIG);
+        assert!(entered(&mut session).contexts.is_empty(), "too long is a failure too");
     }
 
     #[test]

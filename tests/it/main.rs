@@ -24,6 +24,7 @@ mod pack;
 mod readme;
 mod reload;
 mod shutdown;
+mod simulation;
 mod starttls;
 mod structured;
 mod support;
