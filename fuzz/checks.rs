@@ -5,8 +5,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use hexz_nbd::nbd::limits::OWED_BYTES_MAX;
 use hexz_nbd::nbd::wire::Errno;
 use hexz_nbd::nbd::{
-    Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Piece,
-    Progress, ReadFailure, Replies, Transmission,
+    Absent, Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox,
+    Piece, Progress, ReadFailure, Replies, Transmission,
 };
 use hexz_nbd::snapshot::format::index::{decode_page, encode_page};
 use hexz_nbd::snapshot::format::{Family, PageRecord};
@@ -118,15 +118,16 @@ impl ExportDirectory for OneDisk {
         vec![Listing { name: "disk".into(), description: "a disk".into() }]
     }
 
-    fn find(&self, name: &str) -> Option<Disk> {
-        matches!(name, "" | "disk").then(|| {
-            Disk(ExportInfo {
+    fn find(&self, name: &str) -> Result<Disk, Absent> {
+        match name {
+            "" | "disk" => Ok(Disk(ExportInfo {
                 name: "disk".into(),
                 description: "a disk".into(),
                 size_bytes: DISK_BYTES,
                 preferred_block_bytes: 65_536,
-            })
-        })
+            })),
+            _ => Err(Absent::Unknown),
+        }
     }
 }
 

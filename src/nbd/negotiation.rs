@@ -13,7 +13,9 @@ use crate::nbd::wire::{
     CLIENT_FLAGS_BYTES, INIT_MAGIC, InfoCode, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
     RESERVED_ZEROS_BYTES, ReplyCode, client_flags, handshake_flags, transmission_flags,
 };
-use crate::nbd::{BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox, Replies};
+use crate::nbd::{
+    Absent, BadMagic, ExportDirectory, ExportInfo, NegotiatedExport, Outbox, Replies,
+};
 
 /// What a read-only export can do for every client. Section "Transmission flags".
 const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
@@ -131,6 +133,9 @@ pub enum Violation {
     /// `EXPORT_NAME` has no error reply.
     #[error("no export named {0:?}")]
     UnknownExport(String),
+    /// `EXPORT_NAME` has no error reply.
+    #[error("the snapshot of the export {0:?} cannot be opened")]
+    BrokenExport(String),
     /// `EXPORT_NAME` has no error reply.
     #[error("{0}")]
     ExportName(&'static str),
@@ -312,16 +317,18 @@ impl<D: ExportDirectory> Negotiation<D> {
         Ok(match option {
             ClientOption::List => Step::List,
             ClientOption::ExportName(name) => {
-                let found = directory.find(name);
-                Step::EnterOldStyle(found.ok_or_else(|| Violation::UnknownExport(name.to_owned()))?)
+                Step::EnterOldStyle(directory.find(name).map_err(|absent| match absent {
+                    Absent::Unknown => Violation::UnknownExport(name.to_owned()),
+                    Absent::Broken => Violation::BrokenExport(name.to_owned()),
+                })?)
             }
             ClientOption::Info(query) => match directory.find(query.name) {
-                Some(export) => Step::Describe(export, Facts::from(&query)),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::Describe(export, Facts::from(&query)),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::Go(query) => match directory.find(query.name) {
-                Some(export) => Step::Enter(export, Facts::from(&query)),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::Enter(export, Facts::from(&query)),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::StructuredReply => Step::StructuredReplies,
             ClientOption::Unknown => Step::Refuse(Refusal {
@@ -354,8 +361,13 @@ impl<D: ExportDirectory> Negotiation<D> {
     }
 
     /// An unknown name and a hidden one must look the same, so the answer depends on nothing else.
-    fn unknown_export(&self, name: &str) -> Refusal {
+    fn absent_export(&self, name: &str, absent: Absent) -> Refusal {
         let (code, message) = match self.channel {
+            // Only told to clients who would get the export if it could be opened.
+            _ if absent == Absent::Broken => (
+                ReplyCode::ERR_UNKNOWN,
+                "the snapshot of this export cannot be opened; the server's log says why",
+            ),
             Channel::MayUpgrade(_) => {
                 (ReplyCode::ERR_TLS_REQD, "there is no export of that name without TLS")
             }
@@ -498,15 +510,17 @@ mod tests {
             vec![Listing { name: "disk".into(), description: "d".repeat(5000) }]
         }
 
-        fn find(&self, name: &str) -> Option<Export> {
-            matches!(name, "" | "disk").then(|| {
-                Export(ExportInfo {
+        fn find(&self, name: &str) -> Result<Export, Absent> {
+            match name {
+                "" | "disk" => Ok(Export(ExportInfo {
                     name: "disk".into(),
                     description: "a disk".into(),
                     size_bytes: 1000,
                     preferred_block_bytes: 65_536,
-                })
-            })
+                })),
+                "broken" => Err(Absent::Broken),
+                _ => Err(Absent::Unknown),
+            }
         }
     }
 
