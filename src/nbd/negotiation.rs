@@ -613,10 +613,28 @@ mod tests {
 
     #[test]
     fn export_name_that_cannot_be_served_ends_the_session_in_silence() {
-        for name in [&b"nothing"[..], b"\xff", b"a\0", &[b'x'; 4097], &[b'x'; 20_000]] {
+        for name in [&b"nothing"[..], b"broken", b"\xff", b"a\0", &[b'x'; 4097], &[b'x'; 20_000]] {
             let (progress, reply) = answer(&option(OptionCode::EXPORT_NAME.0, name));
             assert!(progress.is_err());
             assert_eq!(reply, b"");
+        }
+    }
+
+    #[test]
+    fn a_broken_export_is_told_from_an_unknown_one_by_the_sentence_alone() {
+        for channel in [Channel::Plain, Channel::MayUpgrade, Channel::Tls] {
+            let answer = |name: &[u8]| {
+                let (mut session, mut outbox) = greeted_in(channel(OneDisk), 3);
+                let length = u32::try_from(name.len()).unwrap().to_be_bytes();
+                let query = [&length[..], name, &[0, 0]].concat();
+                let mut input = BytesMut::from(&option(OptionCode::GO.0, &query)[..]);
+                assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+                taken(&mut outbox)
+            };
+            let (broken, unknown) = (answer(b"broken"), answer(b"nothing"));
+            assert_eq!(broken[12..16], ReplyCode::ERR_UNKNOWN.0.to_be_bytes());
+            assert!(broken.ends_with(b"cannot be opened; the server's log says why"));
+            assert!(unknown[20..].starts_with(b"there is no export of that name"));
         }
     }
 
