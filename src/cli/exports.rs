@@ -106,8 +106,10 @@ impl Exports {
         for argument in arguments {
             let own =
                 ExportAccess { rules: rules(&argument.allow)?, plaintext: argument.plaintext };
+            // One that cannot be found at the moment is a directory all the same.
             let was_directory = self.open.directories.contains_key(&argument.path);
-            if argument.path.is_dir() || was_directory {
+            let is_directory = argument.path.is_dir() || was_directory && !argument.path.is_file();
+            if is_directory {
                 round.serve_directory(argument, &own)?;
                 directories.push((argument.path.as_path(), own));
             } else {

@@ -47,7 +47,7 @@ pub enum WindowError {
     /// It ends behind the stream.
     #[error(
         "the window of {bytes} bytes at offset {offset} does not lie in the stream of \
-         {stream_bytes} bytes: at that offset there are {left} bytes",
+         {stream_bytes} bytes, which ends {left} bytes behind that offset",
         left = .stream_bytes.saturating_sub(*.offset)
     )]
     EndsPastEnd {
@@ -175,7 +175,7 @@ mod tests {
             (1000, None, ["offset 1000", "1000 bytes"]),
             (u64::MAX, None, ["18446744073709551615", "1000 bytes"]),
             (1000, Some(1), ["offset 1000", "1000 bytes"]),
-            (990, Some(11), ["11 bytes at offset 990", "there are 10 bytes"]),
+            (990, Some(11), ["11 bytes at offset 990", "ends 10 bytes behind"]),
             (1, Some(u64::MAX), ["18446744073709551615", "1000 bytes"]),
         ] {
             let error = shown(offset, bytes).unwrap_err().to_string();

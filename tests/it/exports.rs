@@ -12,7 +12,7 @@ use hexz_nbd::snapshot::{File, Stream};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::client::{ACK, Client as NbdClient, ERR_UNKNOWN, query};
+use crate::support::client::{ACK, Client as NbdClient, ERR_TLS_REQD, ERR_UNKNOWN, query};
 use crate::support::fixtures;
 use crate::support::process::{Client, Process, refused};
 use crate::support::server::contents;
@@ -176,7 +176,10 @@ fn a_part_that_the_snapshot_does_not_have_stops_the_start_with_the_numbers() {
     let onebyte = |options: &str| fixture("disk", "v082-zstd.hxz", options);
     for (options, parts) in [
         (",offset=4MiB", ["offset 4194304", "2098688 bytes"]),
-        (",offset=1MiB,size=2MiB", ["2097152 bytes at offset 1048576", "there are 1050112 bytes"]),
+        (
+            ",offset=1MiB,size=2MiB",
+            ["2097152 bytes at offset 1048576", "ends 1050112 bytes behind"],
+        ),
         (",partition=1", ["v082-zstd.hxz", "there is no partition table"]),
     ] {
         let (code, said) = refused(&["--listen", "127.0.0.1:0", &onebyte(options)]);
@@ -402,6 +405,45 @@ async fn a_broken_export_that_needs_tls_looks_like_none_without() {
     }
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[2], (ERR_UNKNOWN, BROKEN.as_bytes().to_vec()));
+}
+
+/// Rules and marks of a snapshot hold for all of it.
+#[tokio::test]
+async fn an_auxiliary_stream_is_as_open_as_its_disk() {
+    let snapshots = Snapshots::new();
+    let pki = crate::support::tls::Pki::new();
+    let bundle = snapshots.write("srv.pem", pki.bundle());
+    fs::set_permissions(&bundle, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let bundle = bundle.to_str().unwrap();
+    let open = fixture("open", "v082-lz4-aux.hxz", ",plaintext");
+    let secret = fixture("secret", "v082-lz4-aux.hxz", "");
+    let server = Process::start(["--tls=on", "--tls-cert", bundle, &open, &secret]);
+    let mut client = greeted(&server).await;
+    let (list, _) = client.option(LIST, b"").await;
+    assert_eq!(list.len(), 2);
+    for (name, expected) in
+        [("secret", ERR_TLS_REQD), ("secret/aux", ERR_TLS_REQD), ("open", ACK), ("open/aux", ACK)]
+    {
+        assert_eq!(client.option(INFO, &query(name, &[])).await.1, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_default_export_may_be_a_file_that_is_yet_to_come() {
+    let snapshots = Snapshots::new();
+    snapshots.pack(&image(1, 512), "a.hxz");
+    let directory = snapshots.0.path().to_str().unwrap();
+    let server = Process::start(["--default-export", "b", directory]);
+    server.wait_for("the default export is not there; it may come yet", 1);
+    Client::new("nbdinfo").args(["--size", &server.uri("")]).run().failed();
+    let b = image(2, 1024);
+    snapshots.pack(&b, "b.hxz");
+    wait_until("the exports are listed", || names(&server) == ["a", "b"]);
+    assert!(copied(&server, "") == b);
+    // Where nothing can come by itself, it is a mistake.
+    let a = snapshots.path("a.hxz");
+    let arguments = ["--listen", "127.0.0.1:0", "--default-export", "c", a.to_str().unwrap()];
+    assert_eq!(refused(&arguments).0, 2);
 }
 
 #[tokio::test]
