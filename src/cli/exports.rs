@@ -1,6 +1,6 @@
 //! Arguments and entries of a configuration file → opened exports, and who may read them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -9,7 +9,7 @@ use crate::cli::export_argument::ExportArgument;
 use crate::cli::open_files::OpenFiles;
 use crate::cli::report::{Report, Reports};
 use crate::cli::settings::AllowSettings;
-use crate::export::{Catalogue, Export, ExportError, ExportSettings, Part, Shape};
+use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
 use crate::snapshot::{Cache, File, Stream};
@@ -70,6 +70,9 @@ struct Round<'a> {
     cache: &'a Arc<Cache>,
     before: &'a Open,
     is_start: bool,
+    /// Names of snapshots that are named by themselves. No file that comes to a directory takes
+    /// one, wherever the directory stands.
+    reserved: HashSet<String>,
     now: Open,
     opened: Opened,
     /// Why exports are broken.
@@ -94,21 +97,27 @@ impl Exports {
         let access = Access { rules: rules(allow)?, ..Access::default() };
         let (watched, has_directories) = (Vec::new(), false);
         let opened = Opened { catalogue: Catalogue::default(), access, watched, has_directories };
+        // One that cannot be found at the moment is a directory all the same.
+        let is_directory = |argument: &ExportArgument| {
+            let was_directory = self.open.directories.contains_key(&argument.path);
+            argument.path.is_dir() || was_directory && !argument.path.is_file()
+        };
+        let arguments: Vec<(&ExportArgument, bool)> =
+            arguments.iter().map(|argument| (argument, is_directory(argument))).collect();
+        let by_themselves = arguments.iter().filter(|(_, is_directory)| !is_directory);
         let mut round = Round {
             cache: &self.cache,
             before: &self.open,
             is_start: !self.has_started,
+            reserved: by_themselves.map(|(argument, _)| name_of(argument)).collect(),
             now: Open::default(),
             opened,
             failures: Vec::new(),
         };
         let mut directories = Vec::new();
-        for argument in arguments {
+        for (argument, is_directory) in arguments {
             let own =
                 ExportAccess { rules: rules(&argument.allow)?, plaintext: argument.plaintext };
-            // One that cannot be found at the moment is a directory all the same.
-            let was_directory = self.open.directories.contains_key(&argument.path);
-            let is_directory = argument.path.is_dir() || was_directory && !argument.path.is_file();
             if is_directory {
                 round.serve_directory(argument, &own)?;
                 directories.push((argument.path.as_path(), own));
@@ -184,8 +193,7 @@ impl Round<'_> {
         directory: Option<&Path>,
     ) -> Result<(), Failure> {
         let path = &argument.path;
-        let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let name = argument.name.clone().unwrap_or_else(stem);
+        let name = name_of(argument);
         let watched = Watched::File(path.clone());
         // Before it is opened: what changes meanwhile is seen next time.
         let state = watched.look();
@@ -209,11 +217,14 @@ impl Round<'_> {
         };
         for (place, export) in served.exports.iter().enumerate() {
             let catalogue = &mut self.opened.catalogue;
+            let name = &export.info().name;
             let added = match place {
+                _ if directory.is_some() && self.reserved.contains(name) => {
+                    Err(CatalogueError::Duplicate(name.clone()))
+                }
                 0 => catalogue.add(Arc::clone(export)),
                 _ => catalogue.add_beside(Arc::clone(export)),
             };
-            let name = &export.info().name;
             match (added, directory) {
                 (Ok(()), Some(directory)) => {
                     let (directory, name) = (directory.to_owned(), name.clone());
@@ -225,7 +236,8 @@ impl Round<'_> {
                 (Err(error), Some(_)) => {
                     let report = Report::NotAnExport(error.to_string());
                     self.report(path, name, state.clone(), report);
-                    continue;
+                    // The second stream of another snapshot would only confuse.
+                    return Ok(());
                 }
             }
             self.opened.access.exports.insert(name.clone(), own.clone());
@@ -256,7 +268,11 @@ impl Round<'_> {
             Some(_) if is_wrong_use => Report::NotAnExport(failure.to_string()),
             _ => Report::Broken(failure.to_string()),
         };
-        self.report(path, name, state.clone(), report);
+        self.report(path, name, state, report);
+        self.failures.push(failure);
+        if directory.is_some() && self.reserved.contains(name) {
+            return Ok(());
+        }
         match (self.opened.catalogue.add_broken(name), directory) {
             (Ok(()), _) => {
                 self.opened.access.exports.insert(name.to_owned(), own.clone());
@@ -265,7 +281,6 @@ impl Round<'_> {
             // Another reason not to serve it, and the first one is as good.
             (Err(_), Some(_)) => {}
         }
-        self.failures.push(failure);
         Ok(())
     }
 
@@ -302,6 +317,12 @@ impl Round<'_> {
             }
         }
     }
+}
+
+/// The name of the main export of an argument that is no directory.
+fn name_of(argument: &ExportArgument) -> String {
+    let stem = || argument.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    argument.name.clone().unwrap_or_else(stem)
 }
 
 /// One export for each stream that is asked for.

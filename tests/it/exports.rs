@@ -571,6 +571,25 @@ fn an_empty_directory_is_served_with_a_warning_until_snapshots_come() {
     assert!(copied(&server, "") == a);
 }
 
+/// Or whoever may write to the directory could take the place of any export.
+#[test]
+fn no_file_that_comes_to_a_directory_takes_a_name_that_was_given() {
+    let (directory, elsewhere) = (Snapshots::new(), Snapshots::new());
+    directory.pack(&image(1, 512), "a.hxz");
+    let b = image(2, 1024);
+    let given = elsewhere.pack(&b, "b.hxz");
+    let server = Process::start([directory.0.path(), &given]);
+    directory.pack(&image(3, 2048), "b.hxz");
+    wait_about(&server, "not exported", "b.hxz", 1);
+    // The rest goes on.
+    directory.pack(&image(4, 512), "c.hxz");
+    wait_until("the exports are listed", || names(&server) == ["a", "c", "b"]);
+    assert!(copied(&server, "b") == b);
+    elsewhere.put("b.hxz", "no snapshot");
+    wait_about(&server, "cannot be opened anew", "b.hxz", 1);
+    assert!(copied(&server, "b") == b);
+}
+
 /// What others do in the directory is nothing to the server.
 #[test]
 fn other_files_of_a_directory_may_come_and_go() {
