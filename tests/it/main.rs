@@ -14,6 +14,7 @@ mod certs;
 mod corpus;
 mod damage;
 mod demo;
+mod exports;
 mod formats;
 mod inspect;
 mod interop;
