@@ -63,6 +63,14 @@ struct Document {
     negotiation_timeout: Option<Duration>,
     #[serde(deserialize_with = "time")]
     handshake_timeout: Option<Duration>,
+    #[serde(deserialize_with = "time")]
+    idle_timeout: Option<Duration>,
+    #[serde(deserialize_with = "time")]
+    drain_timeout: Option<Duration>,
+    #[serde(deserialize_with = "from_text")]
+    max_inflight: Option<ByteSize>,
+    #[serde(deserialize_with = "from_text")]
+    max_inflight_per_connection: Option<ByteSize>,
     insecure_allow_plaintext: bool,
     insecure_allow_anonymous: bool,
     insecure_key_permissions: bool,
@@ -198,6 +206,10 @@ impl Document {
                 max_connections_per_address: self.max_connections_per_address,
                 negotiation_timeout: self.negotiation_timeout,
                 handshake_timeout: self.handshake_timeout,
+                idle_timeout: self.idle_timeout,
+                drain_timeout: self.drain_timeout,
+                max_inflight: self.max_inflight,
+                max_inflight_per_connection: self.max_inflight_per_connection,
             },
             insecure: InsecureSettings {
                 insecure_allow_plaintext: self.insecure_allow_plaintext,
@@ -245,6 +257,10 @@ mod tests {
             default_export = "root"
             cache_size = "1GiB"
             negotiation_timeout = "5s"
+            idle_timeout = "1h"
+            drain_timeout = "1min"
+            max_inflight = "1GiB"
+            max_inflight_per_connection = "32MiB"
 
             [tls]
             mode = "require"
@@ -273,6 +289,10 @@ mod tests {
         assert_eq!(settings.listen.listen, ["0.0.0.0:10809"]);
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
+        assert_eq!(settings.limits.drain_timeout, Some(Duration::from_secs(60)));
+        assert_eq!(settings.limits.max_inflight, Some(ByteSize(1 << 30)));
+        assert_eq!(settings.limits.max_inflight_per_connection, Some(ByteSize(32 << 20)));
         assert_eq!(settings.tls.tls, Some(TlsChoice::Require));
         assert_eq!(settings.tls.tls_cert, Some("/etc/hexz-nbd/srv.pem".into()));
         assert_eq!(settings.tls.tls_min_version, Some(MinVersion::Tls13));

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::cli::Failure;
 use crate::cli::certs::{self, ClientFiles, Target};
 use crate::cli::logging;
-use crate::cli::serve::{self, ServerSettings};
+use crate::cli::serve::{self, ServerSettings, Sockets};
 use crate::cli::settings::{ListenSettings, Settings, TlsSettings};
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
@@ -47,10 +47,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(&arguments.logging);
     let endpoints = serve::endpoints(&arguments.listen)?;
+    let sockets = Sockets { handed_over: Vec::new(), endpoints };
     let certificates = if arguments.plain { None } else { Some(Certificates::make()?) };
     let server = certificates.as_ref().map(|certificates| certificates.server.clone());
     let build = move || build(server.as_deref());
-    serve::run_server(&endpoints, ServerSettings::default(), build, |endpoints| {
+    serve::run_server(sockets, ServerSettings::default(), build, |endpoints| {
         let mut out = io::stdout().lock();
         endpoints.iter().try_for_each(|endpoint| {
             let instructions = match (endpoint, &certificates) {

@@ -1,6 +1,8 @@
 //! The log: on standard error, for people or for machines.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal as _, stderr};
+use std::panic::PanicHookInfo;
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
@@ -26,7 +28,7 @@ enum Format {
     Json,
 }
 
-/// Begins to log. Once in a process.
+/// Begins to log, panics included. Once in a process.
 pub(crate) fn start(arguments: &Arguments) {
     let log = tracing_subscriber::fmt()
         .with_writer(stderr)
@@ -36,4 +38,16 @@ pub(crate) fn start(arguments: &Arguments) {
         Format::Text => log.with_ansi(stderr().is_terminal()).init(),
         Format::Json => log.json().flatten_event(true).init(),
     }
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+/// As a line of the log like any other, so that whoever collects it finds panics too, and a name in
+/// the message cannot forge lines.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let location = panic.location().map(tracing::field::display);
+    let panic = panic.payload_as_str();
+    tracing::error!(panic, location, backtrace, "a bug in hexz-nbd; please report it");
 }

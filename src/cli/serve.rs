@@ -16,9 +16,11 @@ use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
 use crate::cli::logging;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
+use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
 use crate::export::RoundUp;
+use crate::server::activation::{self, HandedOver};
 use crate::server::reload::{Built, Seen};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
@@ -63,8 +65,14 @@ pub(crate) struct Arguments {
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     logging::start(&arguments.logging);
+    // There are no threads yet, as it demands.
+    let handed_over = activation::take()?;
     let (settings, _) = read_settings(&arguments)?;
-    let endpoints = endpoints(&settings.listen)?;
+    let endpoints = if handed_over.is_empty() || settings.listen != ListenSettings::default() {
+        endpoints(&settings.listen)?
+    } else {
+        Vec::new()
+    };
     let server = ServerSettings::new(&settings)?;
     let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
     let exports = Mutex::new(Exports::new(Arc::new(Cache::new(cache_bytes))));
@@ -72,7 +80,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut exports = exports.lock().unwrap_or_else(PoisonError::into_inner);
         build(&arguments, &mut exports)
     };
-    run_server(&endpoints, server, build, |_| Ok(()))
+    run_server(Sockets { handed_over, endpoints }, server, build, |_| Ok(()))
 }
 
 fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>), Failure> {
@@ -156,6 +164,13 @@ fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
     })
 }
 
+/// Where to listen: on sockets that are there, and on sockets that are to be made.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) handed_over: Vec<HandedOver>,
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
 /// What does not change while the server runs.
 #[derive(Debug, Default)]
 pub(crate) struct ServerSettings {
@@ -172,14 +187,35 @@ impl ServerSettings {
             max_connections_per_address,
             negotiation_timeout,
             handshake_timeout,
+            idle_timeout,
+            drain_timeout,
+            max_inflight,
+            max_inflight_per_connection,
         } = settings.limits;
-        for (flag, time) in [
-            ("--negotiation-timeout", negotiation_timeout),
-            ("--handshake-timeout", handshake_timeout),
+        let no_client = "no client can be that fast";
+        for (flag, time, why) in [
+            ("--negotiation-timeout", negotiation_timeout, no_client),
+            ("--handshake-timeout", handshake_timeout, no_client),
+            ("--idle-timeout", idle_timeout, "leave it out to let clients be idle for ever"),
+            ("--drain-timeout", drain_timeout, "nothing could be answered; 1ms is the least"),
         ] {
             if time.is_some_and(|time| time.is_zero()) {
-                return Err(Failure::Usage(format!("{flag}: no client can be that fast")));
+                return Err(Failure::Usage(format!("{flag}: {why}")));
             }
+        }
+        let (in_all, each) = (max_inflight, max_inflight_per_connection);
+        for (flag, size) in [("--max-inflight", in_all), ("--max-inflight-per-connection", each)] {
+            if size == Some(ByteSize(0)) {
+                return Err(Failure::Usage(format!("{flag}: nothing could be read")));
+            }
+        }
+        if let (Some(in_all), Some(each)) = (in_all, each)
+            && each.0 > in_all.0
+        {
+            return Err(Failure::Usage(format!(
+                "--max-inflight-per-connection: {each} for one client are more than the {in_all} \
+                 that --max-inflight allows to all of them"
+            )));
         }
         let limits = Limits {
             connections_max: max_connections.unwrap_or(default.connections_max),
@@ -187,6 +223,10 @@ impl ServerSettings {
                 .unwrap_or(default.connections_per_address_max),
             negotiation_timeout: negotiation_timeout.unwrap_or(default.negotiation_timeout),
             handshake_timeout: handshake_timeout.unwrap_or(default.handshake_timeout),
+            idle_timeout: idle_timeout.or(default.idle_timeout),
+            drain_timeout: drain_timeout.unwrap_or(default.drain_timeout),
+            inflight_bytes_max: in_all.map_or(default.inflight_bytes_max, |size| size.0),
+            owed_bytes_max: each.map_or(default.owed_bytes_max, |size| size.0),
             ..default
         };
         let insecure = Insecure {
@@ -201,7 +241,7 @@ impl ServerSettings {
 /// the start, and again on SIGHUP and when its files change. `announce` is called with the sockets
 /// when clients can connect.
 pub(crate) fn run_server(
-    endpoints: &[Endpoint],
+    sockets: Sockets,
     settings: ServerSettings,
     build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
@@ -211,14 +251,14 @@ pub(crate) fn run_server(
         .max_blocking_threads(settings.limits.decoders_max.get().saturating_add(SPARE_THREADS))
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    let outcome = runtime.block_on(serve(endpoints, settings, build, announce));
+    let outcome = runtime.block_on(serve(sockets, settings, build, announce));
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
     outcome
 }
 
 async fn serve(
-    endpoints: &[Endpoint],
+    Sockets { handed_over, endpoints }: Sockets,
     settings: ServerSettings,
     build: impl Fn() -> Result<Built, Failure> + Send + Sync + 'static,
     announce: impl FnOnce(&[Endpoint]) -> io::Result<()>,
@@ -226,11 +266,17 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hang_up = signal(SignalKind::hangup())?;
+    // They mean nothing here, and would end the process, which whoever sends them to a server does
+    // not mean. Once taken, they stay taken.
+    for meaningless in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+        drop(signal(meaningless)?);
+    }
     let Built { policy, files, exports } = build()?;
     let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
     let ServerSettings { limits, insecure } = settings;
-    let server = match Server::bind(endpoints, policy, limits, insecure).await {
+    let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
+    let server = match bound {
         Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };

@@ -18,7 +18,8 @@ pub(crate) struct ListenSettings {
     /// Address and port to listen on, repeatable [default: 127.0.0.1:10809]
     ///
     /// IPv6 addresses stand in brackets: `[::1]:10809`. Port 0 lets the system choose. What other
-    /// hosts can reach, such as `0.0.0.0:10809`, needs TLS with client certificates.
+    /// hosts can reach, such as `0.0.0.0:10809`, needs TLS with client certificates. Sockets that
+    /// systemd hands over take the place of the default.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Vec<String>,
 
@@ -139,6 +140,25 @@ pub(crate) struct LimitSettings {
     /// Time for the TLS handshake [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) handshake_timeout: Option<Duration>,
+
+    /// Disconnect a client that takes and sends nothing for so long [default: never]
+    ///
+    /// The Linux kernel does not reconnect: its /dev/nbdN fails every read from then on. Clients that
+    /// have lost their power or network are noticed without this.
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) idle_timeout: Option<Duration>,
+
+    /// Time for clients to take what they asked for when the server stops [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) drain_timeout: Option<Duration>,
+
+    /// Bytes asked for and not taken yet, for all clients together; more has to wait [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_inflight: Option<ByteSize>,
+
+    /// Bytes asked for and not taken yet, for each client; more has to wait [default: 32MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_inflight_per_connection: Option<ByteSize>,
 }
 
 /// What has to be said aloud. Each is logged as a warning at every start.
@@ -220,6 +240,12 @@ impl Settings {
                     .negotiation_timeout
                     .or(other.limits.negotiation_timeout),
                 handshake_timeout: limits.handshake_timeout.or(other.limits.handshake_timeout),
+                idle_timeout: limits.idle_timeout.or(other.limits.idle_timeout),
+                drain_timeout: limits.drain_timeout.or(other.limits.drain_timeout),
+                max_inflight: limits.max_inflight.or(other.limits.max_inflight),
+                max_inflight_per_connection: limits
+                    .max_inflight_per_connection
+                    .or(other.limits.max_inflight_per_connection),
             },
             insecure: InsecureSettings {
                 insecure_allow_plaintext: self.insecure.insecure_allow_plaintext

@@ -10,13 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::server::session;
+use crate::server::activation::{HandedOver, StdSocket};
+use crate::server::panics::Contained;
+use crate::server::session::{self, Peer};
 use crate::server::{ServerError, Shared};
 
 /// Pause after the system could not give a client's socket, as without file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// A client whose machine has lost its power or its network says nothing more, ever, and would keep
+/// its slot. After a minute of silence its kernel is asked whether it is there, four times in a
+/// minute: it has been gone for two minutes then. The kernel of an idle client answers by itself.
+/// Where replies are under way, the retransmissions of TCP find out.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +67,8 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, #[expect(dead_code, reason = "removes the file")] SocketFile),
+    /// The file is its own, and not that of whoever handed the socket over.
+    Unix(UnixListener, #[expect(dead_code, reason = "removes the file")] Option<SocketFile>),
 }
 
 enum Accepted {
@@ -75,9 +87,24 @@ impl Listener {
             Endpoint::Unix(path) => {
                 let socket = bind_unix(path)?;
                 let file = SocketFile(path.clone());
-                Self { endpoint: endpoint.clone(), socket: Socket::Unix(socket, file) }
+                Self { endpoint: endpoint.clone(), socket: Socket::Unix(socket, Some(file)) }
             }
         })
+    }
+
+    /// Within a runtime.
+    pub(crate) fn of(HandedOver { endpoint, socket }: HandedOver) -> io::Result<Self> {
+        let socket = match socket {
+            StdSocket::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                Socket::Tcp(TcpListener::from_std(socket)?)
+            }
+            StdSocket::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                Socket::Unix(UnixListener::from_std(socket)?, None)
+            }
+        };
+        Ok(Self { endpoint, socket })
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -110,16 +137,19 @@ impl Listener {
                         tracing::info!(%peer, "turned away: too many connections of one address");
                         continue;
                     };
-                    shared.tasks.spawn(async move {
+                    if let Err(error) = keep_alive(&stream) {
+                        tracing::debug!(%peer, %error, "cannot set keepalive");
+                    }
+                    shared.tasks.spawn(Contained::new(Peer::Tcp(peer), async move {
                         session::serve_tcp(stream, peer, &for_task).await;
                         drop((slot, address_slot));
-                    });
+                    }));
                 }
                 Accepted::Unix(stream) => {
-                    shared.tasks.spawn(async move {
+                    shared.tasks.spawn(Contained::new(Peer::Unix, async move {
                         session::serve_unix(stream, &for_task).await;
                         drop(slot);
-                    });
+                    }));
                 }
             }
         }
@@ -134,6 +164,14 @@ impl Listener {
             Socket::Unix(socket, _) => Ok(Accepted::Unix(socket.accept().await?.0)),
         }
     }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Everything else passes: a client that is gone already, descriptors or memory that are used up.
@@ -199,6 +237,21 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         assert!(Listener::bind(&Endpoint::Unix(path.clone())).await.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_noticed_within_two_minutes() {
+        let listener = Listener::bind(&Endpoint::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+        let Endpoint::Tcp(address) = *listener.endpoint() else { panic!() };
+        let _client = TcpStream::connect(address).await.unwrap();
+        let Ok(Accepted::Tcp(stream, _)) = listener.accept().await else { panic!() };
+        keep_alive(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        let probing =
+            socket.tcp_keepalive_interval().unwrap() * socket.tcp_keepalive_retries().unwrap();
+        let noticed = socket.tcp_keepalive_time().unwrap() + probing;
+        assert_eq!(noticed, Duration::from_secs(120));
     }
 
     #[test]

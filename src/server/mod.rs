@@ -1,12 +1,15 @@
 //! Sockets, tasks, deadlines: the only place that waits.
 
+pub mod activation;
 pub(crate) mod budget;
 pub(crate) mod inflight;
 pub mod listener;
 pub(crate) mod offer;
+pub(crate) mod panics;
 pub mod policy;
 pub mod reload;
 pub(crate) mod session;
+pub(crate) mod shutdown;
 pub(crate) mod transmit;
 pub(crate) mod upgrade;
 
@@ -18,12 +21,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::export::Catalogue;
 use crate::nbd::limits::OWED_BYTES_MAX;
+use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
@@ -34,6 +37,9 @@ use crate::snapshot::File;
 pub use self::listener::Endpoint;
 pub use self::policy::{Access, ExportAccess, Policy, Tls, TlsMode};
 pub use self::reload::Reloader;
+
+/// As much as the cache: replies are made of cached blocks, so the two together bound the memory.
+const INFLIGHT_BYTES_DEFAULT: u64 = 256 << 20;
 
 /// Bounds on what clients may take. Every session of a server shares them.
 #[derive(Debug, Clone)]
@@ -61,8 +67,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, one
-    /// decoder for each processor, 30 seconds to drain.
+    /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, idle for
+    /// ever, 256 MiB in flight and 32 MiB for one client, one decoder for each processor, 30 seconds
+    /// to drain.
     fn default() -> Self {
         Self {
             connections_max: const { NonZeroUsize::new(1024).unwrap() },
@@ -71,7 +78,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
             owed_bytes_max: OWED_BYTES_MAX,
-            inflight_bytes_max: 256 << 20,
+            inflight_bytes_max: INFLIGHT_BYTES_DEFAULT,
             decoders_max: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             drain_timeout: Duration::from_secs(30),
         }
@@ -205,12 +212,33 @@ impl Server {
         limits: Limits,
         insecure: Insecure,
     ) -> Result<Self, ServerError> {
-        if endpoints.is_empty() {
+        Self::bind_beside(Vec::new(), endpoints, policy, limits, insecure).await
+    }
+
+    /// As [`Server::bind`], beside sockets that somebody else made, to which the same rules apply.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] if an endpoint cannot be had. None is kept then.
+    pub async fn bind_beside(
+        handed_over: Vec<HandedOver>,
+        endpoints: &[Endpoint],
+        policy: Policy,
+        limits: Limits,
+        insecure: Insecure,
+    ) -> Result<Self, ServerError> {
+        let all = || handed_over.iter().map(|socket| &socket.endpoint).chain(endpoints);
+        if all().next().is_none() {
             return Err(ServerError::NoEndpoint);
         }
-        let exposed: Vec<SocketAddr> = endpoints.iter().filter_map(Endpoint::exposed).collect();
+        let exposed: Vec<SocketAddr> = all().filter_map(Endpoint::exposed).collect();
         check_exposure(&exposed, &policy, insecure)?;
-        let mut listeners = Vec::with_capacity(endpoints.len());
+        let mut listeners = Vec::with_capacity(all().count());
+        for socket in handed_over {
+            let endpoint = socket.endpoint.clone();
+            let listener = Listener::of(socket);
+            listeners.push(listener.map_err(|source| ServerError::Bind { endpoint, source })?);
+        }
         for endpoint in endpoints {
             let listener = Listener::bind(endpoint).await;
             listeners.push(listener.map_err(|source| {
@@ -271,18 +299,7 @@ impl Server {
             () = stop.cancelled() => Ok(()),
             Some(ended) = accepting.join_next() => ended.unwrap_or(Ok(())),
         };
-        shared.stop.cancel();
-        drop(accepting);
-        shared.tasks.close();
-        let open = shared.tasks.len();
-        if open != 0 {
-            tracing::info!(sessions = open, "stopping");
-        }
-        if timeout(shared.limits.drain_timeout, shared.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = shared.tasks.len(), "cutting sessions that did not end");
-            shared.cut.cancel();
-            shared.tasks.wait().await;
-        }
+        shutdown::stop(accepting, &shared).await;
         outcome
     }
 }

@@ -147,6 +147,10 @@ pub(crate) async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
     let seconds = began.elapsed().as_secs_f64();
     match outcome {
         Ok(ending) => tracing::info!(%peer, reads, read_bytes, seconds, ending, "closed"),
+        Err(error @ SessionError::Panic(_)) => {
+            let report = "closed by a bug in hexz-nbd; please report it";
+            tracing::error!(%peer, reads, read_bytes, seconds, %error, "{report}");
+        }
         Err(error) => tracing::info!(%peer, reads, read_bytes, seconds, %error, "closed"),
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::support::client::{self, ACK, PATIENCE, option};
 use crate::support::fixtures;
-use crate::support::process::{Client, HEXZ_NBD, Process};
+use crate::support::process::{Client, HEXZ_NBD, Process, refused};
 use crate::support::server::Server;
 use crate::support::tls::{Files, Pki, TlsClient, policy, shake_hands};
 
@@ -194,6 +194,33 @@ async fn five_hundred_clients_that_go_nowhere_keep_nobody_out_and_cost_little_me
     }
     let grown = server.peak_memory_bytes() - before;
     assert!(grown < EACH_BYTES_MAX * CLIENTS as u64, "{} bytes each", grown / CLIENTS as u64);
+}
+
+#[test]
+fn limits_that_nobody_could_keep_are_refused_with_the_flag_and_the_reason() {
+    for (arguments, words) in [
+        (&["--negotiation-timeout", "0s"][..], &["--negotiation-timeout:", "fast"][..]),
+        (&["--handshake-timeout", "0ms"], &["--handshake-timeout:", "fast"]),
+        (&["--idle-timeout", "0s"], &["--idle-timeout:", "leave it out"]),
+        (&["--idle-timeout", "30"], &["--idle-timeout", "30 of what?"]),
+        (&["--drain-timeout", "0s"], &["--drain-timeout:", "1ms"]),
+        (&["--max-inflight", "0"], &["--max-inflight:", "nothing could be read"]),
+        (&["--max-inflight", "many"], &["--max-inflight", "whole number"]),
+        (
+            &["--max-inflight-per-connection", "0MiB"],
+            &["--max-inflight-per-connection:", "nothing could be read"],
+        ),
+        (
+            &["--max-inflight", "8MiB", "--max-inflight-per-connection", "9MiB"],
+            &["--max-inflight-per-connection:", "9.00 MiB", "8.00 MiB"],
+        ),
+    ] {
+        let (code, message) = refused(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {message}");
+        for word in words {
+            assert!(message.contains(word), "{arguments:?}: no {word:?} in {message}");
+        }
+    }
 }
 
 /// A client that is let in, even if this machine is busy for as long as the limit is.

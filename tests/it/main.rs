@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod activation;
 mod certs;
 mod corpus;
 mod damage;
@@ -22,6 +23,7 @@ mod layers;
 mod limits;
 mod negotiation;
 mod pack;
+mod panics;
 mod readme;
 mod reload;
 mod shutdown;

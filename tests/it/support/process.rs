@@ -192,14 +192,23 @@ impl Process {
 
     /// Asks the server to read everything anew, as a service manager does.
     pub(crate) fn reload(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
+        self.signal(Signal::HUP);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Asks the server to stop, as a service manager does, and waits until it has.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for the end of the server.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let status = wait(&mut self.child);
-        status.unwrap_or_else(|| panic!("SIGTERM did not end hexz-nbd: {:#?}", self.log()))
+        status.unwrap_or_else(|| panic!("hexz-nbd does not end: {:#?}", self.log()))
     }
 }
 
