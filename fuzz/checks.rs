@@ -5,7 +5,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use hexz_nbd::nbd::limits::OWED_BYTES_MAX;
 use hexz_nbd::nbd::wire::Errno;
 use hexz_nbd::nbd::{
-    Channel, Described, ExportDirectory, ExportInfo, Extent, Failure, Listing, Loaded,
+    Absent, Channel, Described, ExportDirectory, ExportInfo, Extent, Failure, Listing, Loaded,
     NegotiatedExport, Negotiation, Outbox, Piece, Progress, ReadFailure, Replies, Status, Terms,
     Transmission, Work,
 };
@@ -122,16 +122,17 @@ impl ExportDirectory for OneDisk {
         vec![Listing { name: "disk".into(), description: "a disk".into() }]
     }
 
-    fn find(&self, name: &str) -> Option<Disk> {
-        matches!(name, "" | "disk").then(|| {
-            Disk(ExportInfo {
+    fn find(&self, name: &str) -> Result<Disk, Absent> {
+        match name {
+            "" | "disk" => Ok(Disk(ExportInfo {
                 name: "disk".into(),
                 description: "a disk".into(),
                 size_bytes: DISK_BYTES,
                 preferred_block_bytes: 65_536,
                 contexts: &["base:allocation", "test:everything"],
-            })
-        })
+            })),
+            _ => Err(Absent::Unknown),
+        }
     }
 }
 

@@ -11,12 +11,13 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cli::Failure;
 use crate::cli::duration;
-use crate::cli::export_argument::ExportArgument;
+use crate::cli::export_argument::{self, ExportArgument, PartArgument};
 use crate::cli::settings::{
     AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
     TlsSettings,
 };
 use crate::cli::size::ByteSize;
+use crate::export::RoundUp;
 use crate::snapshot::Stream;
 use crate::tls::MinVersion;
 
@@ -39,7 +40,12 @@ impl ConfigFile {
             failed(&format_args!("line {}: {}", line.saturating_add(1), error.message()))
         })?;
         let directory = path.parent().unwrap_or_else(|| Path::new(""));
-        Ok(document.resolve(directory))
+        let file = document.resolve(directory);
+        for export in &file.exports {
+            let of_export = |error| format!("export {:?}: {error}", export.path);
+            export.shape().map_err(|error| failed(&of_export(error)))?;
+        }
+        Ok(file)
     }
 }
 
@@ -92,9 +98,12 @@ struct Export {
     path: PathBuf,
     name: Option<String>,
     description: Option<String>,
-    size: Option<SizeFrom>,
-    #[serde(default)]
-    stream: StreamName,
+    offset: Option<Bytes>,
+    size: Option<Size>,
+    partition: Option<u32>,
+    #[serde(default, deserialize_with = "round_up")]
+    round_up: Option<RoundUp>,
+    stream: Option<StreamName>,
     #[serde(default)]
     as_raw: bool,
     #[serde(default)]
@@ -103,16 +112,51 @@ struct Export {
     allow: AllowSettings,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SizeFrom {
-    Index,
+/// A number, or a text with a number and a unit.
+#[derive(Debug, Clone, Copy)]
+struct Bytes(u64);
+
+/// A number of bytes, or `index` for the one that the index of the snapshot has.
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    Bytes(Bytes),
+    FromIndex,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected bytes, as a number or as a text such as \"64MiB\"")]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match NumberOrText::deserialize(deserializer)? {
+            NumberOrText::Number(bytes) => Ok(Self(bytes)),
+            NumberOrText::Text(text) => {
+                text.parse().map(|ByteSize(bytes)| Self(bytes)).map_err(D::Error::custom)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match NumberOrText::deserialize(deserializer)? {
+            NumberOrText::Number(bytes) => Ok(Self::Bytes(Bytes(bytes))),
+            NumberOrText::Text(text) if text == "index" => Ok(Self::FromIndex),
+            NumberOrText::Text(text) => {
+                let parsed = text.parse().map(|ByteSize(bytes)| Self::Bytes(Bytes(bytes)));
+                parsed.map_err(|error| D::Error::custom(format!("{error}, or \"index\"")))
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum StreamName {
-    #[default]
     Main,
     Aux,
 }
@@ -125,11 +169,20 @@ impl Document {
             name: export.name,
             path: path(export.path),
             description: export.description,
-            size_from_index: matches!(export.size, Some(SizeFrom::Index)),
-            stream: match export.stream {
+            size_from_index: matches!(export.size, Some(Size::FromIndex)),
+            stream: export.stream.map(|stream| match stream {
                 StreamName::Main => Stream::Main,
                 StreamName::Aux => Stream::Auxiliary,
+            }),
+            part: PartArgument {
+                offset: export.offset.map(|Bytes(bytes)| bytes),
+                size: match export.size {
+                    Some(Size::Bytes(Bytes(bytes))) => Some(bytes),
+                    Some(Size::FromIndex) | None => None,
+                },
+                partition: export.partition,
             },
+            round_up: export.round_up,
             as_raw: export.as_raw,
             plaintext: export.plaintext,
             allow: export.allow,
@@ -174,6 +227,11 @@ where
     T: FromStr<Err: Display>,
 {
     String::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn round_up<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RoundUp>, D::Error> {
+    let Bytes(bytes) = Bytes::deserialize(deserializer)?;
+    export_argument::round_up(bytes).map(Some).map_err(D::Error::custom)
 }
 
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -248,6 +306,43 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_snapshot_is_said_as_on_the_command_line() {
+        let file = read(
+            r#"
+            [[export]]
+            path = "a.hxz"
+            offset = "1MiB"
+            size = "64MiB"
+            round_up = 512
+
+            [[export]]
+            path = "a.hxz"
+            offset = 4096
+            size = "index"
+            stream = "aux"
+
+            [[export]]
+            path = "a.hxz"
+            partition = 5
+            round_up = "4KiB"
+            "#,
+        )
+        .unwrap();
+        let [window, rest, partition] = &file.exports[..] else { panic!() };
+        let parse = |options: &str| ExportArgument::parse(options.into()).unwrap();
+        for (read, written) in [
+            (window, ",offset=1MiB,size=64MiB,round-up=512"),
+            (rest, ",offset=4096,size=index,stream=aux"),
+            (partition, ",partition=5,round-up=4096"),
+        ] {
+            let path = read.path.display();
+            assert_eq!(read, &parse(&format!("{path}{written}")));
+        }
+        let error = read("[[export]]\npath = \"a.hxz\"\npartition = 1\noffset = 1").unwrap_err();
+        assert!(error.to_string().contains("a.hxz\": partition= and offset="), "{error}");
+    }
+
+    #[test]
     fn paths_are_relative_to_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hexz-nbd.toml");
@@ -268,6 +363,10 @@ mod tests {
             ("[[export]]\nname = \"x\"", 1, "missing field `path`"),
             ("[[export]]\npath = \"x\"\nallow = { cm = [] }", 3, "unknown field `cm`"),
             ("handshake_timeout = 3", 1, "expected a string"),
+            ("[[export]]\npath = \"x\"\nround_up = 1000", 3, "power of two"),
+            ("[[export]]\npath = \"x\"\nsize = \"indexes\"", 3, "\"index\""),
+            ("[[export]]\npath = \"x\"\noffset = -1", 3, "expected bytes"),
+            ("[[export]]\npath = \"x\"\noffset = \"1Q\"", 3, "unknown unit"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(&format!("hexz-nbd.toml: line {line}: ")), "{text}: {error}");

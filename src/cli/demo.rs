@@ -96,7 +96,7 @@ fn build(certificate: Option<&Path>) -> Result<Built, Failure> {
     let tls = tls_settings::load(&Settings { tls, ..Settings::default() })?;
     let catalogue = Arc::new(catalogue);
     let policy = Policy { catalogue, tls: tls.tls, access: Access::default() };
-    Ok(Built { policy, files: tls.files })
+    Ok(Built { policy, files: tls.files, exports: Vec::new() })
 }
 
 /// What to type in another terminal.

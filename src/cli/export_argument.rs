@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::cli::settings::AllowSettings;
+use crate::cli::size::ByteSize;
+use crate::export::{Part, RoundUp, Shape};
 use crate::snapshot::Stream;
 
 /// One snapshot, or a directory of them, as it stands on the command line.
@@ -13,12 +15,25 @@ pub(crate) struct ExportArgument {
     pub(crate) path: PathBuf,
     pub(crate) description: Option<String>,
     pub(crate) size_from_index: bool,
-    pub(crate) stream: Stream,
+    /// The main stream, and the auxiliary one beside it if there is one, unless it is said.
+    pub(crate) stream: Option<Stream>,
+    pub(crate) part: PartArgument,
+    pub(crate) round_up: Option<RoundUp>,
     pub(crate) as_raw: bool,
     /// Clients without TLS may read it, where others need TLS.
     pub(crate) plaintext: bool,
     /// Who may read it. On the command line there are only rules for all exports.
     pub(crate) allow: AllowSettings,
+}
+
+/// What of a stream to export, as it was written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct PartArgument {
+    /// In bytes.
+    pub(crate) offset: Option<u64>,
+    /// In bytes.
+    pub(crate) size: Option<u64>,
+    pub(crate) partition: Option<u32>,
 }
 
 impl ExportArgument {
@@ -28,7 +43,9 @@ impl ExportArgument {
             path: path.into(),
             description: None,
             size_from_index: false,
-            stream: Stream::Main,
+            stream: None,
+            part: PartArgument::default(),
+            round_up: None,
             as_raw: false,
             plaintext: false,
             allow: AllowSettings::default(),
@@ -64,26 +81,75 @@ impl ExportArgument {
         for field in fields {
             parsed.set(&field)?;
         }
+        parsed.shape()?;
         Ok(parsed)
+    }
+
+    /// What the options for a part come to.
+    pub(crate) fn shape(&self) -> Result<Shape, String> {
+        let PartArgument { offset, size, partition } = self.part;
+        let part = match (partition, offset, size) {
+            (None, None, None) => Part::Whole,
+            (None, offset, bytes) => Part::Window { offset: offset.unwrap_or(0), bytes },
+            (Some(0), ..) => return Err("partition=0: the first partition is 1".to_owned()),
+            (Some(number), None, None) => Part::Partition(number),
+            (Some(_), ..) => {
+                return Err(
+                    "partition= and offset= or size= exclude each other: the partition table says \
+                     where a partition lies"
+                        .to_owned(),
+                );
+            }
+        };
+        Ok(Shape { part, round_up: self.round_up })
     }
 
     fn set(&mut self, field: &str) -> Result<(), String> {
         match field.split_once('=') {
             Some(("desc", text)) => self.description = Some(text.to_owned()),
             Some(("size", "index")) => self.size_from_index = true,
-            Some(("stream", "main")) => self.stream = Stream::Main,
-            Some(("stream", "aux")) => self.stream = Stream::Auxiliary,
+            Some(("size", text)) => self.part.size = Some(bytes("size", text)?),
+            Some(("offset", text)) => self.part.offset = Some(bytes("offset", text)?),
+            Some(("partition", text)) => {
+                let number = text.parse().map_err(|_| {
+                    format!("partition={text}: expected the number of a partition, such as 1")
+                })?;
+                self.part.partition = Some(number);
+            }
+            Some(("round-up", text)) => self.round_up = Some(round_up(bytes("round-up", text)?)?),
+            Some(("stream", "main")) => self.stream = Some(Stream::Main),
+            Some(("stream", "aux")) => self.stream = Some(Stream::Auxiliary),
             None if field == "as-raw" => self.as_raw = true,
             None if field == "plaintext" => self.plaintext = true,
             _ => {
                 return Err(format!(
-                    "unknown option `{field}`; there are desc=TEXT, size=index, stream=main, \
-                     stream=aux, as-raw and plaintext (a comma inside a value is written twice)"
+                    "unknown option `{field}`; there are desc=TEXT, offset=BYTES, size=BYTES, \
+                     size=index, partition=NUMBER, round-up=512, stream=main, stream=aux, as-raw \
+                     and plaintext (a comma inside a value is written twice)"
                 ));
             }
         }
         Ok(())
     }
+}
+
+fn bytes(option: &str, text: &str) -> Result<u64, String> {
+    let hint =
+        if option == "size" { ", or `size=index` for the size that the index has" } else { "" };
+    let parsed = text.parse::<ByteSize>();
+    parsed.map(|size| size.0).map_err(|error| format!("{option}={text}: {error}{hint}"))
+}
+
+/// A unit to round up to.
+pub(crate) fn round_up(bytes: u64) -> Result<RoundUp, String> {
+    RoundUp::new(bytes).ok_or_else(|| {
+        format!(
+            "an export cannot be rounded up to a multiple of {bytes} bytes: choose a power of two \
+             from {} to {}, such as 512, which is what the Linux kernel needs",
+            RoundUp::MIN,
+            RoundUp::MAX
+        )
+    })
 }
 
 /// Splits at single commas; two commas stand for one.
@@ -119,12 +185,40 @@ mod tests {
                 path: "a/disk.hxz".into(),
                 description: Some("before, after=x".into()),
                 size_from_index: true,
-                stream: Stream::Auxiliary,
+                stream: Some(Stream::Auxiliary),
+                part: PartArgument::default(),
+                round_up: None,
                 as_raw: true,
                 plaintext: true,
                 allow: AllowSettings::default(),
             })
         );
+    }
+
+    #[test]
+    fn a_part_is_said_with_units_and_size_index_keeps_its_meaning() {
+        let shape = |text: &str| {
+            let argument = parse(text).unwrap();
+            (argument.size_from_index, argument.shape().unwrap())
+        };
+        let of = |part, round_up: Option<u64>| Shape {
+            part,
+            round_up: round_up.map(|bytes| RoundUp::new(bytes).unwrap()),
+        };
+        let window = |offset, bytes| Part::Window { offset, bytes };
+        for (text, from_index, expected) in [
+            ("a.hxz", false, of(Part::Whole, None)),
+            ("a.hxz,size=index", true, of(Part::Whole, None)),
+            ("a.hxz,size=7", false, of(window(0, Some(7)), None)),
+            ("a.hxz,offset=1MiB", false, of(window(1 << 20, None), None)),
+            ("a.hxz,offset=1MiB,size=64KB", false, of(window(1 << 20, Some(64_000)), None)),
+            ("a.hxz,size=index,size=1K", true, of(window(0, Some(1024)), None)),
+            ("a.hxz,size=1K,size=index", true, of(window(0, Some(1024)), None)),
+            ("a.hxz,partition=5,round-up=512", false, of(Part::Partition(5), Some(512))),
+            ("a.hxz,round-up=64KiB", false, of(Part::Whole, Some(65_536))),
+        ] {
+            assert_eq!(shape(text), (from_index, expected), "{text}");
+        }
     }
 
     #[test]
@@ -134,7 +228,18 @@ mod tests {
             ("name=", "no path"),
             ("=disk.hxz", "--default-export"),
             ("disk.hxz,", "unknown option ``"),
-            ("disk.hxz,size=9", "size=index"),
+            ("disk.hxz,size=nine", "size=index"),
+            ("disk.hxz,offset=index", "offset=index: expected a whole number"),
+            ("disk.hxz,offset=1Q", "unknown unit"),
+            ("disk.hxz,size=-1", "whole number"),
+            ("disk.hxz,size", "unknown option `size`"),
+            ("disk.hxz,partition=0", "the first partition is 1"),
+            ("disk.hxz,partition=sda1", "number of a partition"),
+            ("disk.hxz,partition=1,offset=0", "exclude each other"),
+            ("disk.hxz,size=1,partition=1", "exclude each other"),
+            ("disk.hxz,round-up=1", "power of two from 512 to 65536"),
+            ("disk.hxz,round-up=1000", "power of two from 512 to 65536"),
+            ("disk.hxz,round-up=128KiB", "power of two from 512 to 65536"),
             ("disk.hxz,as-raw=yes", "unknown option"),
             ("disk.hxz,stream=memory", "stream=aux"),
         ] {

@@ -1,150 +1,354 @@
 //! Arguments and entries of a configuration file → opened exports, and who may read them.
 
-use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::cli::Failure;
 use crate::cli::export_argument::ExportArgument;
+use crate::cli::open_files::OpenFiles;
+use crate::cli::report::{Report, Reports};
 use crate::cli::settings::AllowSettings;
-use crate::export::{Catalogue, Export, ExportSettings};
+use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
+use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
-use crate::snapshot::{Cache, File, FileBackend, OpenOptions};
+use crate::snapshot::{Cache, File, Stream};
 use crate::tls::{Rule, RuleError, Rules};
+
+/// A directory stands for the files in it with this extension.
+const EXTENSION: &str = "hxz";
 
 /// Opens exports, and knows those that are open: what has not changed is not opened again.
 #[derive(Debug)]
 pub(crate) struct Exports {
     cache: Arc<Cache>,
-    open: HashMap<ExportArgument, Open>,
+    open: Open,
+    has_started: bool,
 }
 
-/// An export that is open, and the state of its file when it was opened.
-#[derive(Debug, Clone)]
+/// What is open, and what has been said of what is not.
+#[derive(Debug, Default)]
 struct Open {
-    export: Arc<Export>,
-    state: Option<FileState>,
+    files: OpenFiles,
+    served: HashMap<String, Served>,
+    /// The snapshots in each directory.
+    directories: HashMap<PathBuf, Vec<PathBuf>>,
+    from_directories: Vec<FromDirectory>,
+    reports: Reports,
+}
+
+/// The exports of one argument, with what they were made from.
+#[derive(Debug, Clone)]
+struct Served {
+    argument: ExportArgument,
+    state: State,
+    /// One for each stream.
+    exports: Vec<Arc<Export>>,
+}
+
+/// An export that may still be read when its file is not there any more.
+#[derive(Debug, Clone)]
+struct FromDirectory {
+    directory: PathBuf,
+    name: String,
+    export: Weak<Export>,
 }
 
 /// What is served, and who may read what.
-pub(crate) type Opened = (Catalogue, Access);
-
-/// What tells one state of a file from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileState {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) catalogue: Catalogue,
+    pub(crate) access: Access,
+    /// What it was made from, each as it was before it was read.
+    pub(crate) watched: Vec<(Watched, State)>,
+    /// Exports may come and go by themselves.
+    pub(crate) has_directories: bool,
 }
 
-impl From<&Metadata> for FileState {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
+/// One time that everything is opened.
+struct Round<'a> {
+    cache: &'a Arc<Cache>,
+    before: &'a Open,
+    is_start: bool,
+    /// Names of snapshots that are named by themselves. No file that comes to a directory takes
+    /// one, wherever the directory stands.
+    reserved: HashSet<String>,
+    now: Open,
+    opened: Opened,
+    /// Why exports are broken.
+    failures: Vec<Failure>,
 }
 
 impl Exports {
     pub(crate) fn new(cache: Arc<Cache>) -> Self {
-        Self { cache, open: HashMap::new() }
+        Self { cache, open: Open::default(), has_started: false }
     }
 
     /// Opens everything that is asked for. Exports that were open before and are not asked for
     /// any more are forgotten, if all goes well.
+    ///
+    /// A snapshot that cannot be opened is no reason not to serve the others. At the start there
+    /// must be one that can, unless all that there is is a directory without snapshots.
     pub(crate) fn open_all(
         &mut self,
         arguments: &[ExportArgument],
         allow: &AllowSettings,
     ) -> Result<Opened, Failure> {
-        let mut catalogue = Catalogue::default();
-        let mut access = Access { rules: rules(allow)?, ..Access::default() };
-        let mut open = HashMap::new();
-        for argument in arguments {
+        let access = Access { rules: rules(allow)?, ..Access::default() };
+        let (watched, has_directories) = (Vec::new(), false);
+        let opened = Opened { catalogue: Catalogue::default(), access, watched, has_directories };
+        // One that cannot be found at the moment is a directory all the same.
+        let is_directory = |argument: &ExportArgument| {
+            let was_directory = self.open.directories.contains_key(&argument.path);
+            argument.path.is_dir() || was_directory && !argument.path.is_file()
+        };
+        let arguments: Vec<(&ExportArgument, bool)> =
+            arguments.iter().map(|argument| (argument, is_directory(argument))).collect();
+        let by_themselves = arguments.iter().filter(|(_, is_directory)| !is_directory);
+        let mut round = Round {
+            cache: &self.cache,
+            before: &self.open,
+            is_start: !self.has_started,
+            reserved: by_themselves.map(|(argument, _)| name_of(argument)).collect(),
+            now: Open::default(),
+            opened,
+            failures: Vec::new(),
+        };
+        let mut directories = Vec::new();
+        for (argument, is_directory) in arguments {
             let own =
                 ExportAccess { rules: rules(&argument.allow)?, plaintext: argument.plaintext };
-            if !argument.path.is_dir() {
-                let opened = self.open(argument)?;
-                catalogue.add(Arc::clone(&opened.export))?;
-                access.exports.insert(opened.export.info().name.clone(), own);
-                open.insert(argument.clone(), opened);
-                continue;
+            if is_directory {
+                round.serve_directory(argument, &own)?;
+                directories.push((argument.path.as_path(), own));
+            } else {
+                round.serve(argument, &own, None)?;
             }
-            let before = open.len();
-            for one in in_directory(argument)? {
-                let added = self.open(&one).and_then(|opened| {
-                    catalogue.add(Arc::clone(&opened.export))?;
-                    Ok(opened)
-                });
-                match added {
-                    Ok(opened) => {
-                        access.exports.insert(opened.export.info().name.clone(), own.clone());
-                        open.insert(one, opened);
-                    }
-                    // What cannot be exported does not keep the rest from being served.
-                    Err(error) => {
-                        tracing::warn!(file = %one.path.display(), %error, "not exported")
-                    }
+        }
+        round.remember_removed(&directories);
+        let Round { now, mut opened, failures, is_start, .. } = round;
+        opened.has_directories = !directories.is_empty();
+        if opened.catalogue.is_empty() && (is_start || directories.is_empty()) {
+            match <[Failure; 1]>::try_from(failures) {
+                Ok([failure]) => return Err(failure),
+                Err(failures) if failures.is_empty() => {}
+                Err(failures) => {
+                    let reasons: Vec<String> = failures.iter().map(Failure::to_string).collect();
+                    let message = format!("nothing can be exported: {}", reasons.join("; "));
+                    return Err(Failure::failed(message));
                 }
             }
-            if open.len() == before {
-                let directory = argument.path.display();
-                return Err(Failure::failed(format!(
-                    "{directory}: none of the .hxz files in this directory can be exported"
-                )));
-            }
         }
-        self.open = open;
-        Ok((catalogue, access))
-    }
-
-    /// What is open already, as long as its file is the same.
-    fn open(&self, argument: &ExportArgument) -> Result<Open, Failure> {
-        let state = std::fs::metadata(&argument.path).ok().map(|found| FileState::from(&found));
-        if let Some(known) = self.open.get(argument)
-            && known.state == state
-        {
-            return Ok(known.clone());
-        }
-        let options = OpenOptions {
-            cache: Arc::clone(&self.cache),
-            size_from_index: argument.size_from_index,
-            ..OpenOptions::default()
-        };
-        let file = File::open_with(Arc::new(FileBackend::new(&argument.path)?), options)?;
-        let stem = || argument.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let settings = ExportSettings {
-            name: argument.name.clone().unwrap_or_else(stem),
-            description: argument.description.clone(),
-            stream: argument.stream,
-            as_raw: argument.as_raw,
-        };
-        let export = Arc::new(Export::new(file, settings)?);
-        Ok(Open { export, state })
+        now.reports.log_new(&self.open.reports);
+        (self.open, self.has_started) = (now, true);
+        Ok(opened)
     }
 }
 
-/// A directory stands for the snapshots in it.
-fn in_directory(argument: &ExportArgument) -> Result<Vec<ExportArgument>, Failure> {
-    let directory = argument.path.display();
-    if argument.name.is_some() || argument.description.is_some() {
-        return Err(Failure::Usage(format!(
-            "{directory} is a directory: its exports are named after its files, so it takes neither \
-             a name nor a description"
-        )));
+impl Round<'_> {
+    /// A directory stands for the snapshots in it.
+    fn serve_directory(
+        &mut self,
+        argument: &ExportArgument,
+        own: &ExportAccess,
+    ) -> Result<(), Failure> {
+        let directory = &argument.path;
+        if argument.name.is_some() || argument.description.is_some() {
+            return Err(Failure::Usage(format!(
+                "{} is a directory: its exports are named after its files, so it takes neither a \
+                 name nor a description",
+                directory.display()
+            )));
+        }
+        let watched = Watched::Names { directory: directory.clone(), extension: EXTENSION };
+        let state = watched.look();
+        self.opened.watched.push((watched, state.clone()));
+        let paths = match (snapshots_in(directory), self.before.directories.get(directory)) {
+            (Ok(paths), _) => paths,
+            // It may be there again in a moment, like the rest of its file system.
+            (Err(failure), Some(known)) => {
+                self.report(directory, "", state, Report::Kept(failure.to_string()));
+                known.clone()
+            }
+            (Err(failure), None) => return Err(failure),
+        };
+        if paths.is_empty() {
+            self.report(directory, "", State::Absent, Report::EmptyDirectory);
+        }
+        for path in &paths {
+            let one = ExportArgument { path: path.clone(), ..argument.clone() };
+            self.serve(&one, own, Some(directory))?;
+        }
+        self.now.directories.insert(directory.clone(), paths);
+        Ok(())
     }
-    let paths = snapshots_in(&argument.path)?;
-    if paths.is_empty() {
-        let message = format!("{directory}: there is no .hxz file in this directory");
-        return Err(Failure::failed(message));
+
+    /// Serves a snapshot, named by itself or found in a directory. What is wrong with one that was
+    /// found keeps nobody from anything, and neither does what happens to a file when the server
+    /// runs.
+    fn serve(
+        &mut self,
+        argument: &ExportArgument,
+        own: &ExportAccess,
+        directory: Option<&Path>,
+    ) -> Result<(), Failure> {
+        let path = &argument.path;
+        let name = name_of(argument);
+        let watched = Watched::File(path.clone());
+        // Before it is opened: what changes meanwhile is seen next time.
+        let state = watched.look();
+        self.opened.watched.push((watched, state.clone()));
+        let known = self.before.served.get(&name);
+        let is_same = |known: &&Served| known.argument == *argument && known.state == state;
+        let served = match known.filter(is_same) {
+            Some(known) => known.clone(),
+            None => match (self.open(argument, &name, &state), known) {
+                (Ok(exports), _) => {
+                    Served { argument: argument.clone(), state: state.clone(), exports }
+                }
+                (Err(failure), Some(known)) => {
+                    self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
+                    known.clone()
+                }
+                (Err(failure), None) => {
+                    return self.serve_broken(&name, failure, argument, own, state, directory);
+                }
+            },
+        };
+        for (place, export) in served.exports.iter().enumerate() {
+            let catalogue = &mut self.opened.catalogue;
+            let name = &export.info().name;
+            let added = match place {
+                _ if directory.is_some() && self.reserved.contains(name) => {
+                    Err(CatalogueError::Duplicate(name.clone()))
+                }
+                0 => catalogue.add(Arc::clone(export)),
+                _ => catalogue.add_beside(Arc::clone(export)),
+            };
+            match (added, directory) {
+                (Ok(()), Some(directory)) => {
+                    let (directory, name) = (directory.to_owned(), name.clone());
+                    let export = Arc::downgrade(export);
+                    self.now.from_directories.push(FromDirectory { directory, name, export });
+                }
+                (Ok(()), None) => {}
+                (Err(error), None) => return Err(error.into()),
+                (Err(error), Some(_)) => {
+                    let report = Report::NotAnExport(error.to_string());
+                    self.report(path, name, state.clone(), report);
+                    // The second stream of another snapshot would only confuse.
+                    return Ok(());
+                }
+            }
+            self.opened.access.exports.insert(name.clone(), own.clone());
+        }
+        // For those who ask for the same file next time, if it was not opened now.
+        let Served { argument, state, .. } = &served;
+        let (files, before) = (&mut self.now.files, &self.before.files);
+        files.keep(&argument.path, state, argument.size_from_index, before);
+        self.now.served.insert(name, served);
+        Ok(())
     }
-    Ok(paths.into_iter().map(|path| ExportArgument { path, ..argument.clone() }).collect())
+
+    /// Only the name of what cannot be opened.
+    fn serve_broken(
+        &mut self,
+        name: &str,
+        failure: Failure,
+        argument: &ExportArgument,
+        own: &ExportAccess,
+        state: State,
+        directory: Option<&Path>,
+    ) -> Result<(), Failure> {
+        let path = &argument.path;
+        let is_wrong_use = matches!(&failure, Failure::Failed(error) if error.is::<ExportError>());
+        let report = match directory {
+            // The operator asks for something that this snapshot has not.
+            None if is_wrong_use && self.is_start => return Err(failure),
+            Some(_) if is_wrong_use => Report::NotAnExport(failure.to_string()),
+            _ => Report::Broken(failure.to_string()),
+        };
+        self.report(path, name, state, report);
+        self.failures.push(failure);
+        if directory.is_some() && self.reserved.contains(name) {
+            return Ok(());
+        }
+        match (self.opened.catalogue.add_broken(name), directory) {
+            (Ok(()), _) => {
+                self.opened.access.exports.insert(name.to_owned(), own.clone());
+            }
+            (Err(error), None) => return Err(error.into()),
+            // Another reason not to serve it, and the first one is as good.
+            (Err(_), Some(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        argument: &ExportArgument,
+        name: &str,
+        state: &State,
+    ) -> Result<Vec<Arc<Export>>, Failure> {
+        let Self { now, before, cache, .. } = self;
+        let from_index = argument.size_from_index;
+        let file = now.files.open(&argument.path, state, from_index, cache, &before.files)?;
+        exports_of(&file, argument, name)
+    }
+
+    fn report(&mut self, path: &Path, name: &str, state: State, report: Report) {
+        self.now.reports.add(path, name, state, report);
+    }
+
+    /// Clients may keep what they have open of a file that was removed from a directory, under the
+    /// rules of the directory.
+    fn remember_removed(&mut self, directories: &[(&Path, ExportAccess)]) {
+        for from in &self.before.from_directories {
+            let own = directories.iter().find(|(directory, _)| *directory == from.directory);
+            let (Some((_, own)), true) = (own, from.export.strong_count() != 0) else { continue };
+            let Opened { catalogue, access, .. } = &mut self.opened;
+            if !catalogue.offers(&from.name) {
+                catalogue.add_removed(&from.name);
+                access.exports.insert(from.name.clone(), own.clone());
+            }
+            let is_new = |other: &FromDirectory| !other.export.ptr_eq(&from.export);
+            if self.now.from_directories.iter().all(is_new) {
+                self.now.from_directories.push(from.clone());
+            }
+        }
+    }
+}
+
+/// The name of the main export of an argument that is no directory.
+fn name_of(argument: &ExportArgument) -> String {
+    let stem = || argument.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    argument.name.clone().unwrap_or_else(stem)
+}
+
+/// One export for each stream that is asked for.
+fn exports_of(
+    file: &Arc<File>,
+    argument: &ExportArgument,
+    name: &str,
+) -> Result<Vec<Arc<Export>>, Failure> {
+    let shape = argument.shape().map_err(Failure::Usage)?;
+    let settings = |name: &str, description: Option<String>, stream| ExportSettings {
+        name: name.to_owned(),
+        description,
+        stream,
+        as_raw: argument.as_raw,
+    };
+    let export = |settings, shape| Export::shaped(Arc::clone(file), settings, shape).map(Arc::new);
+    let description = argument.description.clone();
+    let stream = argument.stream.unwrap_or(Stream::Main);
+    let mut exports = vec![export(settings(name, description.clone(), stream), shape)?];
+    if argument.stream.is_none() && file.size(Stream::Auxiliary) != 0 {
+        let stream = Stream::Auxiliary;
+        let description = description.map(|text| format!("{text} ({stream} stream)"));
+        let shape = Shape { part: Part::Whole, ..shape };
+        exports.push(export(settings(&format!("{name}/aux"), description, stream), shape)?);
+    }
+    Ok(exports)
 }
 
 fn snapshots_in(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
@@ -154,7 +358,7 @@ fn snapshots_in(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "hxz") && !path.is_dir() {
+        if path.extension().is_some_and(|extension| extension == EXTENSION) && !path.is_dir() {
             paths.push(path);
         }
     }
@@ -192,8 +396,8 @@ mod tests {
     /// Opens all files of a directory. The exports, in the order of their names.
     fn open(exports: &mut Exports, directory: &Path) -> Vec<Arc<Export>> {
         let arguments = [ExportArgument::of_path(directory)];
-        let (catalogue, _) = exports.open_all(&arguments, &AllowSettings::default()).unwrap();
-        catalogue.iter().cloned().collect()
+        let opened = exports.open_all(&arguments, &AllowSettings::default()).unwrap();
+        opened.catalogue.iter().cloned().collect()
     }
 
     #[test]
@@ -217,17 +421,46 @@ mod tests {
 
     /// Whoever builds the next policy after one that failed starts from what is in force.
     #[test]
-    fn what_is_open_is_kept_when_something_else_cannot_be_opened() {
+    fn what_is_open_is_kept_when_the_next_policy_fails() {
         let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
         let good = ExportArgument::of_path(fixture("v082-onebyte.hxz"));
-        let missing = ExportArgument::of_path(fixture("missing.hxz"));
         let none = AllowSettings::default();
         let only = |exports: &mut Exports| {
-            let (catalogue, _) = exports.open_all(std::slice::from_ref(&good), &none).unwrap();
-            Arc::clone(catalogue.iter().next().unwrap())
+            let opened = exports.open_all(std::slice::from_ref(&good), &none).unwrap();
+            Arc::clone(opened.catalogue.iter().next().unwrap())
         };
         let first = only(&mut exports);
-        exports.open_all(&[good.clone(), missing], &none).unwrap_err();
+        exports.open_all(&[good.clone(), good.clone()], &none).unwrap_err();
         assert!(Arc::ptr_eq(&first, &only(&mut exports)));
+    }
+
+    /// A cold cache for a new description would be a slow server for a while.
+    #[test]
+    fn exports_of_one_file_share_it_and_a_new_description_does_not_open_it_again() {
+        let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
+        let parse = |options: &str| {
+            let path = fixture("v082-lz4-aux.hxz");
+            ExportArgument::parse(format!("{},{options}", path.display()).into()).unwrap()
+        };
+        let named = |name: &str, options: &str| ExportArgument {
+            name: Some(name.to_owned()),
+            ..parse(options)
+        };
+        let mut cached = |arguments: &[ExportArgument], warm: bool| -> Vec<bool> {
+            let opened = exports.open_all(arguments, &AllowSettings::default()).unwrap();
+            let read = |export: &Arc<Export>| {
+                if warm {
+                    export.read(0, 100).unwrap();
+                }
+                export.read_cached(0, 100).is_some()
+            };
+            opened.catalogue.iter().map(read).collect()
+        };
+        assert_eq!(cached(&[named("a", "plaintext")], false), [false, false]);
+        assert_eq!(cached(&[named("a", "plaintext")], true), [true, true]);
+        let changed = [named("a", "desc=new"), named("b", "size=512"), named("c", "stream=aux")];
+        assert_eq!(cached(&changed, false), [true; 5]);
+        // Its size is measured in another way, so it is another file.
+        assert_eq!(cached(&[named("a", "size=index")], false), [false, false]);
     }
 }

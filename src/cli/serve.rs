@@ -13,14 +13,15 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Failure;
 use crate::cli::config_file::ConfigFile;
 use crate::cli::export_argument::ExportArgument;
-use crate::cli::exports::Exports;
+use crate::cli::exports::{Exports, Opened};
 use crate::cli::logging;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
+use crate::export::RoundUp;
 use crate::server::activation::{self, HandedOver};
-use crate::server::reload::Built;
+use crate::server::reload::{Built, Seen};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
 use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
@@ -37,10 +38,12 @@ pub(crate) struct Arguments {
     /// Snapshots to export: `[NAME=]PATH[,OPTION…]`, or a directory for every .hxz file in it
     /// [default: the current directory]
     ///
-    /// An export is named after its file without the extension unless NAME is given. Options:
-    /// `desc=TEXT` describes it, `size=index` takes the size from the index (for a snapshot of a
-    /// block device that was recorded with the size 0), `stream=aux` exports the auxiliary stream
-    /// (a memory dump), `as-raw` exports an archive that is not a disk image, `plaintext` opens it
+    /// An export is named after its file without the extension unless NAME is given; the auxiliary
+    /// stream of its snapshot (a memory dump), if there is one, is `NAME/aux`. Options: `desc=TEXT`
+    /// describes it, `partition=N` exports a partition of the disk (MBR or GPT), `offset=BYTES` and
+    /// `size=BYTES` export a part of it, `round-up=512` pads it with zeros to whole sectors,
+    /// `size=index` takes the size from the index (for a snapshot of a block device that was
+    /// recorded with the size 0), `stream=main` or `stream=aux` exports one stream alone, `as-raw` exports an archive that is not a disk image, `plaintext` opens it
     /// to clients without TLS under --tls=on. A comma inside TEXT is written twice.
     #[arg(
         value_name = "SNAPSHOT",
@@ -94,11 +97,16 @@ fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>
 fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure> {
     let (settings, wanted) = read_settings(arguments)?;
     let tls = tls_settings::load(&settings)?;
-    let (mut catalogue, access) = exports.open_all(&wanted, &settings.allow)?;
-    if let Some(name) = &settings.default_export {
-        catalogue
-            .set_default(name)
-            .map_err(|error| Failure::Usage(format!("--default-export: {error}")))?;
+    let opened = exports.open_all(&wanted, &settings.allow)?;
+    let Opened { mut catalogue, access, watched, has_directories } = opened;
+    if let Some(name) = &settings.default_export
+        && let Err(error) = catalogue.set_default(name)
+    {
+        if !has_directories {
+            return Err(Failure::Usage(format!("--default-export: {error}")));
+        }
+        tracing::warn!(export = name, "the default export is not there; it may come yet");
+        catalogue.expect_default(name);
     }
     if access.has_rules() && tls.tls.is_none() {
         return Err(Failure::Usage(
@@ -115,7 +123,21 @@ fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure>
     }
     let mut files = tls.files;
     files.extend(arguments.config.clone());
-    Ok(Built { policy: Policy { catalogue: Arc::new(catalogue), tls: tls.tls, access }, files })
+    let policy = Policy { catalogue: Arc::new(catalogue), tls: tls.tls, access };
+    Ok(Built { policy, files, exports: watched })
+}
+
+/// The Linux kernel knows whole sectors only.
+fn propose_padding(export: &str, size_bytes: u64) {
+    let lost = size_bytes % u64::from(RoundUp::MIN);
+    if lost != 0 {
+        tracing::info!(
+            export,
+            size_bytes,
+            "the Linux kernel's nbd client would lose the last {lost} bytes, which are no whole \
+             sector: `round-up=512` pads the export"
+        );
+    }
 }
 
 /// Where to listen: the default port only if nothing else is asked for.
@@ -249,7 +271,8 @@ async fn serve(
     for meaningless in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
         drop(signal(meaningless)?);
     }
-    let Built { policy, files } = build()?;
+    let Built { policy, files, exports } = build()?;
+    let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
     let ServerSettings { limits, insecure } = settings;
     let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
@@ -270,12 +293,13 @@ async fn serve(
                 "export"
             );
         }
+        propose_padding(&info.name, info.size_bytes);
     }
     for endpoint in &endpoints {
         tracing::info!(%endpoint, "listening");
     }
     let rebuild = move || build().map_err(|failure| failure.to_string().into());
-    let mut reloading = std::pin::pin!(server.reloader().run(hang_up, files, rebuild));
+    let mut reloading = std::pin::pin!(server.reloader().run(hang_up, seen, rebuild));
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {

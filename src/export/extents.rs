@@ -1,8 +1,9 @@
 //! What an export is made of, in the terms of its metadata contexts.
 
-use crate::nbd::Extent;
+use crate::export::{Export, for_clients};
 use crate::nbd::wire::allocation_state;
-use crate::snapshot::Property;
+use crate::nbd::{Context, Contexts, Described, Extent, Failure};
+use crate::snapshot::{Error, Property};
 
 /// What can be known of the extents of an export, under which name. Those of the protocol document
 /// begin with `base:`, ours with `hexz:`; the README says what their numbers mean.
@@ -21,6 +22,67 @@ pub(crate) static CONTEXT_NAMES: [&str; 3] = {
 /// Holes are told in whole sectors, and what else of them there is as data, which is never wrong:
 /// qemu-img counts in sectors, and would take the data in the sector where a hole ends for zeros.
 const SECTOR_BYTES: u64 = 512;
+
+impl Export {
+    /// Describes the beginning of a range that was checked against [`ExportInfo::size_bytes`], in
+    /// some of the export's contexts, with at most so many extents in each. May read storage, so
+    /// call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`Export::read`].
+    pub fn describe(
+        &self,
+        offset: u64,
+        length: u64,
+        contexts: Contexts,
+        extents_max: usize,
+    ) -> Result<Vec<Described>, Failure> {
+        let describe = |context: Context| {
+            let extents = self.extents(offset, length, context, extents_max)?;
+            Ok(Described { context, extents })
+        };
+        contexts.iter().map(describe).collect::<Result<_, _>>().map_err(|error: Error| {
+            tracing::info!(export = self.info.name.as_str(), offset, length, %error, "not described");
+            let (error, message) = for_clients(&error);
+            Failure { error, message, position: None }
+        })
+    }
+
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        context: Context,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, Error> {
+        let Some((_, property)) = CONTEXTS.get(context.place()) else { return Ok(Vec::new()) };
+        // What is asked was checked to lie in the export.
+        let Some((range, zeros)) = self.window.map(offset, length) else { return Ok(Vec::new()) };
+        let mut extents = Collected::new(*property, offset, self.info.size_bytes);
+        let mut left = range.end.saturating_sub(range.start);
+        for run in self.file.runs(self.stream, range, *property)? {
+            match run {
+                Ok(run) => {
+                    let bytes = run.range.end.saturating_sub(run.range.start);
+                    extents.push(bytes, run.value);
+                    left = left.saturating_sub(bytes);
+                }
+                // The client asks again from there, and is told then.
+                Err(_) if extents.count() > 0 => break,
+                Err(error) => return Err(error),
+            }
+            // One more shows that those before are complete.
+            if extents.count() > extents_max {
+                break;
+            }
+        }
+        if left == 0 && zeros != 0 {
+            extents.push(zeros, u32::from(*property == Property::Hole));
+        }
+        Ok(extents.first(extents_max))
+    }
+}
 
 /// Extents of a range, neighbours of one status merged.
 #[derive(Debug)]

@@ -2,17 +2,19 @@
 
 pub mod catalogue;
 pub(crate) mod extents;
+pub mod partition;
+pub mod window;
 
 pub use self::catalogue::{Catalogue, CatalogueError, View};
+pub use self::partition::PartitionError;
+pub use self::window::{RoundUp, Window, WindowError};
 
 use std::sync::Arc;
 
-use crate::export::extents::{CONTEXT_NAMES, CONTEXTS, Collected};
+use crate::export::extents::CONTEXT_NAMES;
+use crate::export::partition::Partition;
 use crate::nbd::wire::Errno;
-use crate::nbd::{
-    Context, Contexts, Described, ExportInfo, Extent, Failure, Loaded, NegotiatedExport, Piece,
-    ReadFailure,
-};
+use crate::nbd::{ExportInfo, Failure, Loaded, NegotiatedExport, Piece, ReadFailure};
 use crate::snapshot::{Content, Error, ErrorKind, File, Interrupted, Slice, Stream};
 
 /// How a snapshot is exported.
@@ -26,6 +28,32 @@ pub struct ExportSettings {
     pub stream: Stream,
     /// Export the bytes even if they are not a disk image.
     pub as_raw: bool,
+}
+
+/// Which bytes of a stream are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Shape {
+    /// What of the stream.
+    pub part: Part,
+    /// Pad the export with zeros to a multiple of this.
+    pub round_up: Option<RoundUp>,
+}
+
+/// A part of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Bytes from an offset on.
+    Window {
+        /// Where it begins, in bytes.
+        offset: u64,
+        /// How long it is. To the end of the stream if it is not said.
+        bytes: Option<u64>,
+    },
+    /// A partition of a disk, as Linux counts them.
+    Partition(u32),
 }
 
 /// Why a snapshot is not exported.
@@ -59,6 +87,22 @@ pub enum ExportError {
         /// The stream.
         stream: Stream,
     },
+    /// A window that does not lie in the stream.
+    #[error("{file}: {error}")]
+    Window {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        error: WindowError,
+    },
+    /// There is no such partition.
+    #[error("{file}: {error}")]
+    Partition {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        error: PartitionError,
+    },
 }
 
 /// One stream of an open snapshot, under a name.
@@ -67,6 +111,7 @@ pub struct Export {
     info: ExportInfo,
     file: Arc<File>,
     stream: Stream,
+    window: Window,
 }
 
 impl Export {
@@ -76,6 +121,20 @@ impl Export {
     ///
     /// [`ExportError`], which names the override where there is one.
     pub fn new(file: Arc<File>, settings: ExportSettings) -> Result<Self, ExportError> {
+        Self::shaped(file, settings, Shape::default())
+    }
+
+    /// As [`Export::new`], of a part of the stream, or padded. Reads the table of a partition, so
+    /// call it where that stalls nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`ExportError`], also if the stream has no such part.
+    pub fn shaped(
+        file: Arc<File>,
+        settings: ExportSettings,
+        shape: Shape,
+    ) -> Result<Self, ExportError> {
         let name = || file.structure().name().to_owned();
         if settings.stream == Stream::Auxiliary && file.size(Stream::Auxiliary) == 0 {
             return Err(ExportError::NoStream { file: name(), stream: settings.stream });
@@ -91,12 +150,23 @@ impl Export {
                 }
             }
         }
-        Ok(Self::unchecked(file, settings))
+        let (window, part) = shape.of(&file, settings.stream)?;
+        Ok(Self::showing(file, settings, window, part.as_deref()))
     }
 
-    /// Exports a stream whatever it holds.
+    /// Exports all of a stream whatever it holds.
     #[must_use]
     pub fn unchecked(file: Arc<File>, settings: ExportSettings) -> Self {
+        let window = Window::whole(file.size(settings.stream));
+        Self::showing(file, settings, window, None)
+    }
+
+    fn showing(
+        file: Arc<File>,
+        settings: ExportSettings,
+        window: Window,
+        part: Option<&str>,
+    ) -> Self {
         let ExportSettings { name, description, stream, as_raw: _ } = settings;
         let header = file.structure().header();
         let all = CONTEXT_NAMES.as_slice();
@@ -104,12 +174,18 @@ impl Export {
             if file.can_tell_shared() { all } else { all.split_last().map_or(all, |(_, all)| all) };
         let info = ExportInfo {
             name,
-            description: description.unwrap_or_else(|| describe(&file, stream)),
-            size_bytes: file.size(stream),
+            description: description.unwrap_or_else(|| describe(&file, stream, &window, part)),
+            size_bytes: window.size_bytes(),
             preferred_block_bytes: header.block_bytes,
             contexts,
         };
-        Self { info, file, stream }
+        Self { info, file, stream, window }
+    }
+
+    /// Which bytes of the stream the export shows.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
     }
 
     /// Name, description, size.
@@ -122,7 +198,9 @@ impl Export {
     /// in the cache. Never waits.
     #[must_use]
     pub fn read_cached(&self, offset: u64, length: u32) -> Option<Vec<Piece>> {
-        self.file.cached_slices(self.stream, offset, u64::from(length)).map(pieces)
+        let (range, zeros) = self.window.map(offset, u64::from(length))?;
+        let bytes = range.end.saturating_sub(range.start);
+        self.file.cached_slices(self.stream, range.start, bytes).map(|found| pieces(found, zeros))
     }
 
     /// The bytes of a read. May read storage and decode, so call it where that stalls nobody.
@@ -132,12 +210,19 @@ impl Export {
     /// What the client may know, and the bytes before the failure. The file, and where in it,
     /// goes to the log.
     pub fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
-        match self.file.slices_or_part(self.stream, offset, u64::from(length)) {
-            Ok(slices) => Ok(pieces(slices)),
+        let export = self.info.name.as_str();
+        let Some((range, zeros)) = self.window.map(offset, u64::from(length)) else {
+            let size_bytes = self.info.size_bytes;
+            tracing::info!(export, offset, length, size_bytes, error = PAST_END, "read failed");
+            return Err(ReadFailure { before: vec![], error: Errno::EINVAL, message: PAST_END });
+        };
+        let bytes = range.end.saturating_sub(range.start);
+        match self.file.slices_or_part(self.stream, range.start, bytes) {
+            Ok(slices) => Ok(pieces(slices, zeros)),
             Err(Interrupted { before, error }) => {
-                tracing::info!(export = self.info.name.as_str(), offset, length, %error, "read failed");
+                tracing::info!(export, offset, length, %error, "read failed");
                 let (errno, message) = for_clients(&error);
-                Err(ReadFailure { before: pieces(before), error: errno, message })
+                Err(ReadFailure { before: pieces(before, 0), error: errno, message })
             }
         }
     }
@@ -156,57 +241,46 @@ impl Export {
             },
         )
     }
+}
 
-    /// Describes the beginning of a range that was checked against [`ExportInfo::size_bytes`], in
-    /// some of the export's contexts, with at most so many extents in each. May read storage, so
-    /// call it where that stalls nobody.
-    ///
-    /// # Errors
-    ///
-    /// As [`Export::read`].
-    pub fn describe(
-        &self,
-        offset: u64,
-        length: u64,
-        contexts: Contexts,
-        extents_max: usize,
-    ) -> Result<Vec<Described>, Failure> {
-        let describe = |context: Context| {
-            let extents = self.extents(offset, length, context, extents_max)?;
-            Ok(Described { context, extents })
-        };
-        contexts.iter().map(describe).collect::<Result<_, _>>().map_err(|error: Error| {
-            tracing::info!(export = self.info.name.as_str(), offset, length, %error, "not described");
-            let (error, message) = for_clients(&error);
-            Failure { error, message, position: None }
-        })
-    }
-
-    fn extents(
-        &self,
-        offset: u64,
-        length: u64,
-        context: Context,
-        extents_max: usize,
-    ) -> Result<Vec<Extent>, Error> {
-        let Some((_, property)) = CONTEXTS.get(context.place()) else { return Ok(Vec::new()) };
-        let range = offset..offset.saturating_add(length);
-        let mut extents = Collected::new(*property, offset, self.info.size_bytes);
-        for run in self.file.runs(self.stream, range, *property)? {
-            match run {
-                Ok(run) => {
-                    extents.push(run.range.end.saturating_sub(run.range.start), run.value);
+impl Shape {
+    /// What it is of a stream, and facts about the part for people.
+    fn of(self, file: &File, stream: Stream) -> Result<(Window, Option<String>), ExportError> {
+        let name = || file.structure().name().to_owned();
+        let failed = |error| ExportError::Window { file: name(), error };
+        let stream_bytes = file.size(stream);
+        let (window, part) = match self.part {
+            Part::Whole => (Window::whole(stream_bytes), None),
+            Part::Window { offset, bytes } => {
+                let window = Window::part(stream_bytes, offset, bytes).map_err(failed)?;
+                let bytes = window.size_bytes();
+                (window, Some(format!("{bytes} bytes at offset {offset} of {stream_bytes}")))
+            }
+            Part::Partition(number) => {
+                let mut read = |offset, length| {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX);
+                    file.read_at(stream, offset, length).map_err(|error| error.to_string())
+                };
+                let (scheme, found) = partition::find(number, stream_bytes, &mut read)
+                    .map_err(|error| ExportError::Partition { file: name(), error })?;
+                if scheme == (partition::Scheme::Gpt { from_backup: true }) {
+                    let file = name();
+                    tracing::warn!(
+                        file,
+                        "its partition table is damaged: using the copy at the end"
+                    );
                 }
-                // The client asks again from there, and is told then.
-                Err(_) if extents.count() > 0 => break,
-                Err(error) => return Err(error),
+                let Partition { offset, bytes, .. } = found;
+                let window = Window::part(stream_bytes, offset, Some(bytes)).map_err(failed)?;
+                let place = format!("{bytes} bytes at offset {offset} of {stream_bytes}");
+                (window, Some(format!("partition {number} ({scheme}), {place}")))
             }
-            // One more shows that those before are complete.
-            if extents.count() > extents_max {
-                break;
-            }
-        }
-        Ok(extents.first(extents_max))
+        };
+        let window = match self.round_up {
+            Some(unit) => window.rounded_up(unit).map_err(failed)?,
+            None => window,
+        };
+        Ok((window, part))
     }
 }
 
@@ -223,23 +297,21 @@ pub fn loaded(pieces: &[Piece]) -> Loaded {
     if is_hole { Loaded::Zeros } else { Loaded::Data }
 }
 
-fn pieces(slices: Vec<Slice>) -> Vec<Piece> {
-    slices
-        .into_iter()
-        .map(|slice| match slice {
-            Slice::Data(data) => Piece::Data(data),
-            Slice::Zeros(bytes) => Piece::Zeros(bytes),
-        })
-        .collect()
+const PAST_END: &str = "the request reaches past the end of the export";
+
+fn pieces(slices: Vec<Slice>, zeros: u64) -> Vec<Piece> {
+    let shown = slices.into_iter().map(|slice| match slice {
+        Slice::Data(data) => Piece::Data(data),
+        Slice::Zeros(bytes) => Piece::Zeros(bytes),
+    });
+    shown.chain((zeros != 0).then_some(Piece::Zeros(zeros))).collect()
 }
 
 /// What an error of the snapshot means to a client, and to the person there, who must not learn
 /// what the server's files are called or what is in them.
 fn for_clients(error: &Error) -> (Errno, &'static str) {
     match &error.kind {
-        ErrorKind::OutOfRange { .. } => {
-            (Errno::EINVAL, "the read reaches past the end of the export")
-        }
+        ErrorKind::OutOfRange { .. } => (Errno::EINVAL, PAST_END),
         ErrorKind::Block { .. } => (Errno::EIO, "a block of the snapshot is damaged"),
         ErrorKind::Corrupt(_) => (Errno::EIO, "the index of the snapshot is damaged"),
         ErrorKind::Read { .. } => (Errno::EIO, "the storage of the snapshot cannot be read"),
@@ -258,13 +330,23 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
 }
 
 /// Facts about the snapshot in one line.
-fn describe(file: &File, stream: Stream) -> String {
+fn describe(file: &File, stream: Stream, window: &Window, part: Option<&str>) -> String {
     let structure = file.structure();
     let header = structure.header();
-    let what = match stream {
+    let mut what = match stream {
+        // Which of them is worth a word only where there are two.
+        Stream::Main if file.size(Stream::Auxiliary) != 0 => {
+            format!("{}, {stream} stream", file.content())
+        }
         Stream::Main => file.content().to_string(),
         Stream::Auxiliary => format!("{stream} stream"),
     };
+    if let Some(part) = part {
+        what = format!("{what}, {part}");
+    }
+    if window.zeros() != 0 {
+        what = format!("{what}, and {} zeros", window.zeros());
+    }
     format!(
         "Hexz snapshot, {what}, {compression}, stored in {stored} bytes",
         compression = header.compression.name(),
@@ -317,5 +399,60 @@ mod tests {
         assert!(export("v082-lz4-aux.hxz", Stream::Auxiliary, false).is_ok());
         let error = export("v082-zstd.hxz", Stream::Auxiliary, false).unwrap_err();
         assert!(matches!(error, ExportError::NoStream { .. }));
+    }
+
+    fn bytes(pieces: Vec<Piece>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Data(data) => bytes.extend_from_slice(&data),
+                Piece::Zeros(zeros) => {
+                    bytes.resize(bytes.len() + usize::try_from(zeros).unwrap(), 0)
+                }
+            }
+        }
+        bytes
+    }
+
+    fn shaped(part: Part, round_up: Option<u64>) -> Result<Export, ExportError> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v082-lz4-aux.hxz");
+        let (name, stream) = ("disk".into(), Stream::Main);
+        let settings = ExportSettings { name, description: None, stream, as_raw: false };
+        let round_up = round_up.map(|bytes| RoundUp::new(bytes).unwrap());
+        Export::shaped(File::open(path).unwrap(), settings, Shape { part, round_up })
+    }
+
+    #[test]
+    fn a_window_shows_its_bytes_and_zeros_behind_them_also_from_the_cache() {
+        let whole = shaped(Part::Whole, None).unwrap();
+        let stream_bytes = whole.info().size_bytes;
+        let all = bytes(whole.read(0, u32::try_from(stream_bytes).unwrap()).unwrap());
+        let (offset, length) = (70_001, Some(100_003));
+        let window = shaped(Part::Window { offset, bytes: length }, Some(512)).unwrap();
+        assert_eq!(window.info().size_bytes, 100_352);
+        let mut expected = all[70_001..170_004].to_vec();
+        expected.resize(100_352, 0);
+        assert!(bytes(window.read(0, 100_352).unwrap()) == expected);
+        for (offset, length) in [(0, 1), (99_000, 1352), (100_002, 2), (100_003, 349), (5, 0)] {
+            let cached = bytes(window.read_cached(offset, length).unwrap());
+            let start = usize::try_from(offset).unwrap();
+            let range = start..start + length as usize;
+            assert_eq!(cached, expected[range], "{offset} {length}");
+        }
+        assert!(window.read_cached(100_351, 2).is_none());
+        assert_eq!(window.read(100_351, 2).unwrap_err().error, Errno::EINVAL);
+        let description = &window.info().description;
+        for fact in ["main stream", "100003 bytes at offset 70001", "and 349 zeros"] {
+            assert!(description.contains(fact), "{description}");
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_not_there_is_refused_with_the_file_and_the_numbers() {
+        let window = Part::Window { offset: 1 << 40, bytes: None };
+        let error = shaped(window, None).unwrap_err().to_string();
+        assert!(error.contains("v082-lz4-aux.hxz: the window begins at"), "{error}");
+        let error = shaped(Part::Partition(1), None).unwrap_err().to_string();
+        assert!(error.contains("v082-lz4-aux.hxz: there is no partition table"), "{error}");
     }
 }

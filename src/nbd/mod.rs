@@ -59,6 +59,15 @@ pub trait NegotiatedExport {
     fn info(&self) -> &ExportInfo;
 }
 
+/// Why a client does not get an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// There is none of that name, as far as the client may know.
+    Unknown,
+    /// There is one, and it cannot be opened. The client may know that.
+    Broken,
+}
+
 /// The exports as one client may see them.
 pub trait ExportDirectory {
     /// What a client gets who chooses one.
@@ -68,7 +77,11 @@ pub trait ExportDirectory {
     fn list(&self) -> Vec<Listing>;
 
     /// The export of that name. The empty name asks for the default export.
-    fn find(&self, name: &str) -> Option<Self::Export>;
+    ///
+    /// # Errors
+    ///
+    /// [`Absent`] if the client gets none.
+    fn find(&self, name: &str) -> Result<Self::Export, Absent>;
 }
 
 /// The stream has lost its framing: nothing after it can be trusted.

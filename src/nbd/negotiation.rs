@@ -10,7 +10,7 @@ use crate::nbd::wire::{
     CLIENT_FLAGS_BYTES, INIT_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OptionCode,
     RESERVED_ZEROS_BYTES, ReplyCode, client_flags, handshake_flags, transmission_flags,
 };
-use crate::nbd::{BadMagic, Contexts, ExportDirectory, NegotiatedExport, Outbox, Replies};
+use crate::nbd::{Absent, BadMagic, Contexts, ExportDirectory, NegotiatedExport, Outbox, Replies};
 
 /// What a read-only export can do for every client. Section "Transmission flags".
 const TRANSMISSION_FLAGS: u16 = transmission_flags::HAS_FLAGS
@@ -140,6 +140,9 @@ pub enum Violation {
     #[error("no export named {0:?}")]
     UnknownExport(String),
     /// `EXPORT_NAME` has no error reply.
+    #[error("the snapshot of the export {0:?} cannot be opened")]
+    BrokenExport(String),
+    /// `EXPORT_NAME` has no error reply.
     #[error("{0}")]
     ExportName(&'static str),
     /// The client said that it would not understand a reply.
@@ -253,7 +256,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         let Some(payload) = rest.get(..payload_length) else {
             return Ok(Progress::NeedsInput);
         };
-        self.count_option()?;
+        self.begin_option(code)?;
         let step = self.decide(code, payload)?;
         input.advance(OPTION_HEADER_BYTES.saturating_add(payload_length));
         Ok(self.perform(code, step, outbox))
@@ -267,7 +270,7 @@ impl<D: ExportDirectory> Negotiation<D> {
         payload_length: usize,
         outbox: &mut Outbox,
     ) -> Result<Progress<D::Export>, Violation> {
-        self.count_option()?;
+        self.begin_option(option)?;
         if option == OptionCode::EXPORT_NAME {
             return Err(Violation::ExportName("an export name of more than 4096 bytes"));
         }
@@ -286,7 +289,11 @@ impl<D: ExportDirectory> Negotiation<D> {
         Ok(Progress::Answered)
     }
 
-    fn count_option(&mut self) -> Result<(), Violation> {
+    fn begin_option(&mut self, option: OptionCode) -> Result<(), Violation> {
+        if option == OptionCode::SET_META_CONTEXT {
+            // Each time anew, and if that fails there are none.
+            self.chosen = Chosen::default();
+        }
         self.options = self.options.saturating_add(1);
         if self.options > OPTIONS_MAX { Err(Violation::TooManyOptions) } else { Ok(()) }
     }
@@ -313,28 +320,30 @@ impl<D: ExportDirectory> Negotiation<D> {
                 return Err(Violation::ExportName("an export by its name, with extended headers"));
             }
             ClientOption::ExportName(name) => {
-                let found = directory.find(name);
-                Step::EnterOldStyle(found.ok_or_else(|| Violation::UnknownExport(name.to_owned()))?)
+                Step::EnterOldStyle(directory.find(name).map_err(|absent| match absent {
+                    Absent::Unknown => Violation::UnknownExport(name.to_owned()),
+                    Absent::Broken => Violation::BrokenExport(name.to_owned()),
+                })?)
             }
             ClientOption::Info(query) => match directory.find(query.name) {
-                Some(export) => Step::Describe(export, Facts::from(&query)),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::Describe(export, Facts::from(&query)),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::Go(query) => match directory.find(query.name) {
-                Some(export) => Step::Enter(export, Facts::from(&query)),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::Enter(export, Facts::from(&query)),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::ListMetaContext(query) => match directory.find(query.name) {
-                Some(export) => Step::list_contexts(export, &query),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::list_contexts(export, &query),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::SetMetaContext(_) if self.replies == Replies::Simple => {
                 let message = "metadata contexts need structured replies: ask for those first";
                 Step::Refuse(Refusal { code: ReplyCode::ERR_INVALID, message })
             }
             ClientOption::SetMetaContext(query) => match directory.find(query.name) {
-                Some(export) => Step::set_contexts(export, &query),
-                None => Step::Refuse(self.unknown_export(query.name)),
+                Ok(export) => Step::set_contexts(export, &query),
+                Err(absent) => Step::Refuse(self.absent_export(query.name, absent)),
             },
             ClientOption::StructuredReply if self.replies == Replies::Extended => {
                 let message = "extended headers are negotiated already, and are more";
@@ -376,8 +385,13 @@ impl<D: ExportDirectory> Negotiation<D> {
     }
 
     /// An unknown name and a hidden one must look the same, so the answer depends on nothing else.
-    fn unknown_export(&self, name: &str) -> Refusal {
+    fn absent_export(&self, name: &str, absent: Absent) -> Refusal {
         let (code, message) = match self.channel {
+            // Only told to clients who would get the export if it could be opened.
+            _ if absent == Absent::Broken => (
+                ReplyCode::ERR_UNKNOWN,
+                "the snapshot of this export cannot be opened; the server's log says why",
+            ),
             Channel::MayUpgrade(_) => {
                 (ReplyCode::ERR_TLS_REQD, "there is no export of that name without TLS")
             }
@@ -397,10 +411,6 @@ impl<D: ExportDirectory> Negotiation<D> {
         step: Step<D::Export>,
         outbox: &mut Outbox,
     ) -> Progress<D::Export> {
-        if option == OptionCode::SET_META_CONTEXT {
-            // Each time anew, and if that fails there are none.
-            self.chosen = Chosen::default();
-        }
         let flags = self.transmission_flags();
         match step {
             Step::Refuse(refusal) => refuse(option, refusal, outbox),
@@ -509,16 +519,18 @@ mod tests {
             vec![Listing { name: "disk".into(), description: "d".repeat(5000) }]
         }
 
-        fn find(&self, name: &str) -> Option<Export> {
-            matches!(name, "" | "disk").then(|| {
-                Export(ExportInfo {
+        fn find(&self, name: &str) -> Result<Export, Absent> {
+            match name {
+                "" | "disk" => Ok(Export(ExportInfo {
                     name: "disk".into(),
                     description: "a disk".into(),
                     size_bytes: 1000,
                     preferred_block_bytes: 65_536,
                     contexts: &["base:allocation", "hexz:shared"],
-                })
-            })
+                })),
+                "broken" => Err(Absent::Broken),
+                _ => Err(Absent::Unknown),
+            }
         }
     }
 
@@ -611,10 +623,28 @@ mod tests {
 
     #[test]
     fn export_name_that_cannot_be_served_ends_the_session_in_silence() {
-        for name in [&b"nothing"[..], b"\xff", b"a\0", &[b'x'; 4097], &[b'x'; 20_000]] {
+        for name in [&b"nothing"[..], b"broken", b"\xff", b"a\0", &[b'x'; 4097], &[b'x'; 20_000]] {
             let (progress, reply) = answer(&option(OptionCode::EXPORT_NAME.0, name));
             assert!(progress.is_err());
             assert_eq!(reply, b"");
+        }
+    }
+
+    #[test]
+    fn a_broken_export_is_told_from_an_unknown_one_by_the_sentence_alone() {
+        for channel in [Channel::Plain, Channel::MayUpgrade, Channel::Tls] {
+            let answer = |name: &[u8]| {
+                let (mut session, mut outbox) = greeted_in(channel(OneDisk), 3);
+                let length = u32::try_from(name.len()).unwrap().to_be_bytes();
+                let query = [&length[..], name, &[0, 0]].concat();
+                let mut input = BytesMut::from(&option(OptionCode::GO.0, &query)[..]);
+                assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+                taken(&mut outbox)
+            };
+            let (broken, unknown) = (answer(b"broken"), answer(b"nothing"));
+            assert_eq!(broken[12..16], ReplyCode::ERR_UNKNOWN.0.to_be_bytes());
+            assert!(broken.ends_with(b"cannot be opened; the server's log says why"));
+            assert!(unknown[20..].starts_with(b"there is no export of that name"));
         }
     }
 
@@ -838,6 +868,13 @@ mod tests {
         let (_, reply) = code_of(&mut session, &mut outbox, set, b"\0\0\0\x04nope\0\0\0\0");
         assert_eq!(reply, ReplyCode::ERR_UNKNOWN);
         assert!(entered(&mut session).contexts.is_empty());
+
+        let (mut session, mut outbox) = greeted(3);
+        let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
+        let _ = contexts_of(&mut session, set, &["base:allocation"]);
+        let (_, reply) = code_of(&mut session, &mut outbox, set, &[0; 20_000]);
+        assert_eq!(reply, ReplyCode::ERR_TOO_BIG);
+        assert!(entered(&mut session).contexts.is_empty(), "too long is a failure too");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,7 @@ use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
+use crate::server::session::Peer;
 use crate::server::upgrade::Turns;
 use crate::snapshot::File;
 
@@ -180,6 +182,23 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
 }
 
+/// Serves clients on streams that the caller has, as an embedding program does, or a test. They
+/// count among the clients of the server, and end when it stops.
+#[derive(Debug, Clone)]
+pub struct Streams {
+    shared: Arc<Shared>,
+}
+
+impl Streams {
+    /// Serves one client, from the greeting to the end. Whatever goes wrong is its own affair.
+    pub async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+        // The semaphore is never closed.
+        let _slot = self.shared.connections.acquire().await;
+        let session = session::serve(stream, Peer::Stream, &self.shared);
+        self.shared.tasks.track_future(session).await;
+    }
+}
+
 impl Server {
     /// Takes the sockets. What other hosts can reach must be protected, or the operator must have
     /// said aloud that it need not be.
@@ -250,6 +269,12 @@ impl Server {
     /// Where the server listens, with the port that the system chose where 0 was asked for.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.listeners.iter().map(Listener::endpoint)
+    }
+
+    /// What serves clients on streams that are no sockets of this server.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        Streams { shared: Arc::clone(&self.shared) }
     }
 
     /// What can replace the policy while the server runs.

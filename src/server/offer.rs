@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::export::Export;
-use crate::nbd::{ExportDirectory, Listing};
+use crate::nbd::{Absent, ExportDirectory, Listing};
 use crate::server::Shared;
 use crate::server::policy::{Policy, Shown};
 use crate::server::session::Peer;
@@ -13,6 +13,7 @@ const NO_RULE: &str = "no rule allows this client; allow it with --allow-cn, --a
                        export";
 const NEEDS_TLS: &str = "it is not marked `plaintext`, and the client has not begun TLS";
 const NO_EXPORT: &str = "there is no export of that name";
+const BROKEN: &str = "its snapshot cannot be opened; an earlier line says why";
 
 /// The exports that one client may read. A hidden one and a made-up one look the same to the
 /// client, and different in the log.
@@ -34,13 +35,15 @@ impl<'a> Offer<'a> {
         self.shared.view(&self.policy, self.shown.clone())
     }
 
-    fn log_refusal(&self, export: Option<&str>, exists: bool) {
-        let (peer, identity) = (self.peer, self.shown.identity().map(tracing::field::display));
-        let reason = match &self.shown {
-            _ if !exists => NO_EXPORT,
+    fn hidden(&self) -> &'static str {
+        match &self.shown {
             Shown::Plaintext => NEEDS_TLS,
             Shown::Nothing | Shown::Tls(_) => NO_RULE,
-        };
+        }
+    }
+
+    fn log_refusal(&self, export: Option<&str>, reason: &str) {
+        let (peer, identity) = (self.peer, self.shown.identity().map(tracing::field::display));
         tracing::info!(%peer, export, identity, reason, "refused");
     }
 }
@@ -51,16 +54,20 @@ impl ExportDirectory for Offer<'_> {
     fn list(&self) -> Vec<Listing> {
         let listed = self.view().list();
         if listed.is_empty() && !self.policy.catalogue.is_empty() {
-            self.log_refusal(None, true);
+            self.log_refusal(None, self.hidden());
         }
         listed
     }
 
-    fn find(&self, name: &str) -> Option<Arc<Export>> {
+    fn find(&self, name: &str) -> Result<Arc<Export>, Absent> {
         let found = self.view().find(name);
-        if found.is_none() {
-            self.log_refusal(Some(name), self.policy.catalogue.get(name).is_some());
-        }
+        let reason = match &found {
+            Ok(_) => return found,
+            Err(Absent::Broken) => BROKEN,
+            Err(Absent::Unknown) if self.policy.catalogue.offers(name) => self.hidden(),
+            Err(Absent::Unknown) => NO_EXPORT,
+        };
+        self.log_refusal(Some(name), reason);
         found
     }
 }

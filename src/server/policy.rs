@@ -118,8 +118,8 @@ impl Policy {
         Self { catalogue: Arc::new(catalogue), tls: None, access: Access::default() }
     }
 
-    /// Whether a client that reads an export may go on: the export is still there, its certificate
-    /// is still good, and the rules still allow it.
+    /// Whether a client that reads an export may go on: the export is still there, or was only
+    /// removed from a directory; its certificate is still good, and the rules still allow it.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Policy {
             }
             _ => return Err(Withdrawn::Mode),
         }
-        if self.catalogue.get(export).is_none() {
+        if !self.catalogue.keeps(export) {
             return Err(Withdrawn::Export);
         }
         if self.access.allows(shown, export) { Ok(()) } else { Err(Withdrawn::Rules) }
@@ -186,7 +186,9 @@ impl Shared {
             let in_force = Arc::clone(&self.policy.borrow());
             // To verify certificates again is work, and mostly nothing has changed.
             let still = || {
-                Arc::ptr_eq(&came_under, &in_force) || in_force.still_allows(&shown, name).is_ok()
+                Arc::ptr_eq(&came_under, &in_force)
+                    || in_force.catalogue.offers(name)
+                        && in_force.still_allows(&shown, name).is_ok()
             };
             came_under.access.allows(&shown, name) && still()
         })

@@ -1,10 +1,13 @@
 //! Signal or changed file → exports, certificates, rules. Build first, swap second.
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::ffi::OsString;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
@@ -27,6 +30,77 @@ pub struct Built {
     pub policy: Policy,
     /// A change of one of these is a reason to build anew.
     pub files: Vec<PathBuf>,
+    /// A change of one of these is, too. Each with its state before it was read, so that what
+    /// changes while it is read is not missed.
+    pub exports: Vec<(Watched, State)>,
+}
+
+/// Something on disk that is looked at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watched {
+    /// A file.
+    File(PathBuf),
+    /// The names in a directory that have an extension. Other files may come and go there.
+    Names {
+        /// The directory.
+        directory: PathBuf,
+        /// What comes behind the last dot.
+        extension: &'static str,
+    },
+}
+
+/// What tells one state from another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It is not there, or cannot be looked at.
+    Absent,
+    /// A file.
+    File {
+        /// The device that it is on.
+        device: u64,
+        /// Another one for a file that was put in its place.
+        inode: u64,
+        /// Its length.
+        bytes: u64,
+        /// When it was changed: seconds and nanoseconds.
+        modified: (i64, i64),
+    },
+    /// Names, sorted.
+    Names(Vec<OsString>),
+}
+
+impl Watched {
+    /// The state that it is in. Follows links, so that a directory of links that is swapped as a
+    /// whole is seen too. Reads the disk, so call it where that stalls nobody.
+    #[must_use]
+    pub fn look(&self) -> State {
+        match self {
+            Self::File(path) => {
+                std::fs::metadata(path).map_or(State::Absent, |found| (&found).into())
+            }
+            Self::Names { directory, extension } => {
+                let Ok(entries) = std::fs::read_dir(directory) else { return State::Absent };
+                let mut names: Vec<OsString> = entries
+                    .flatten()
+                    .filter(|entry| entry.path().extension().is_some_and(|e| e == *extension))
+                    .map(|entry| entry.file_name())
+                    .collect();
+                names.sort();
+                State::Names(names)
+            }
+        }
+    }
+}
+
+impl From<&Metadata> for State {
+    fn from(metadata: &Metadata) -> Self {
+        Self::File {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
 }
 
 type BuildError = Box<dyn Error + Send + Sync>;
@@ -49,35 +123,35 @@ impl Reloader {
         Ok(())
     }
 
-    /// Builds anew on every signal, and when a file changes. What cannot be built is logged, and
-    /// what was in force stays. Runs until the future is dropped.
-    pub async fn run<B>(self, mut signal: Signal, mut files: Vec<PathBuf>, build: B)
+    /// Builds anew on every signal, and when something changes that the policy in force was made
+    /// from. What cannot be built is logged, and what was in force stays. Runs until the future is
+    /// dropped.
+    pub async fn run<B>(self, mut signal: Signal, seen: Seen, build: B)
     where
         B: Fn() -> Result<Built, BuildError> + Send + Sync + 'static,
     {
         let build = Arc::new(build);
-        let mut seen = look(files.clone()).await;
+        let mut seen = seen;
         loop {
             let why = tokio::select! {
                 _ = signal.recv() => "signal",
                 () = tokio::time::sleep(LOOK_EVERY) => {
-                    let now = look(files.clone()).await;
-                    if now == seen {
+                    if seen.look_again().await == seen {
                         continue;
                     }
                     "changed files"
                 }
             };
             // Before the files are read: what changes meanwhile is seen next time.
-            seen = look(files.clone()).await;
-            let builder = Arc::clone(&build);
-            let built = tokio::task::spawn_blocking(move || builder()).await;
-            let replaced = match built {
-                Ok(Ok(Built { policy, files: new_files })) => {
-                    if new_files != files {
-                        files = new_files;
-                        seen = look(files.clone()).await;
-                    }
+            seen = seen.look_again().await;
+            let (builder, before) = (Arc::clone(&build), seen.clone());
+            let built = tokio::task::spawn_blocking(move || {
+                let Built { policy, files, exports } = builder()?;
+                Ok::<_, BuildError>((policy, Seen::after(&before, files, exports)))
+            });
+            let replaced = match built.await {
+                Ok(Ok((policy, now))) => {
+                    seen = now;
                     self.replace(policy).map_err(BuildError::from)
                 }
                 Ok(Err(error)) => Err(error),
@@ -93,16 +167,38 @@ impl Reloader {
     }
 }
 
-/// What tells one state of a file from another. `None` if it is not there.
-type Seen = Option<(u64, u64, u64, Option<SystemTime>)>;
+/// Everything that is looked at, in the state in which it was seen last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen(BTreeMap<Watched, State>);
 
-async fn look(files: Vec<PathBuf>) -> Vec<Seen> {
-    let looked = tokio::task::spawn_blocking(move || files.iter().map(|f| look_at(f)).collect());
-    looked.await.unwrap_or_default()
-}
+impl Seen {
+    /// Of files as they are now, and of exports as they were before they were read. Reads the
+    /// disk, so call it where that stalls nobody.
+    #[must_use]
+    pub fn new(files: Vec<PathBuf>, exports: Vec<(Watched, State)>) -> Self {
+        Self::after(&Self::default(), files, exports)
+    }
 
-/// Follows links, so that a directory of links that is swapped as a whole is seen too.
-fn look_at(file: &Path) -> Seen {
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()))
+    /// Files that were looked at before the policy was built have the state of then.
+    fn after(before: &Self, files: Vec<PathBuf>, exports: Vec<(Watched, State)>) -> Self {
+        let files = files.into_iter().map(Watched::File).map(|file| {
+            let state = before.0.get(&file).cloned().unwrap_or_else(|| file.look());
+            (file, state)
+        });
+        Self(files.chain(exports).collect())
+    }
+
+    async fn look_again(&self) -> Self {
+        let watched: Vec<Watched> = self.0.keys().cloned().collect();
+        let look = move || {
+            watched
+                .into_iter()
+                .map(|watched| {
+                    let state = watched.look();
+                    (watched, state)
+                })
+                .collect()
+        };
+        Self(tokio::task::spawn_blocking(look).await.unwrap_or_default())
+    }
 }

@@ -82,6 +82,8 @@ impl From<io::Error> for SessionError {
 pub(crate) enum Peer {
     Tcp(SocketAddr),
     Unix,
+    /// On a stream that is no socket of the server.
+    Stream,
 }
 
 impl fmt::Display for Peer {
@@ -89,6 +91,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Stream => f.write_str("stream"),
         }
     }
 }
@@ -130,7 +133,7 @@ pub(crate) async fn serve_unix(stream: UnixStream, shared: &Shared) {
 }
 
 /// Whatever the client does, it ends here.
-async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
+pub(crate) async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
     let began = Instant::now();
     let policy = Arc::clone(&shared.policy.borrow());
     let deadline = began + shared.limits.negotiation_timeout;

@@ -361,7 +361,7 @@ fn nbdinfo_shows_size_flags_block_sizes_and_description() {
     assert!(text.text().contains("using structured packets"), "{}", text.text());
 
     let listing = nbdinfo(&["--list", &server.unix_uri("")]);
-    let small = &listing["exports"][0];
+    let small = &listing["exports"][1];
     flags(small);
     assert_eq!(small["export-name"], "small");
     assert_eq!(small["export-size"], 4_608_000);
@@ -755,7 +755,7 @@ fn a_wrong_start_says_what_is_wrong_and_what_to_do() {
     let onebyte = argument("v082-onebyte.hxz");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
-    let size = format!("{onebyte},size=9");
+    let size = format!("{onebyte},size=nine");
     let parts: &[(&[&str], i32, &[&str])] = &[
         (
             &["--listen", "0.0.0.0:0", &onebyte],
@@ -766,7 +766,7 @@ fn a_wrong_start_says_what_is_wrong_and_what_to_do() {
         (&["--listen", &taken, &onebyte], 1, &[&taken, "in use"]),
         (&["--writable", &onebyte], 2, &["--writable", "--help"]),
         (&["--listen", "127.0.0.1:0", "/nowhere/disk.hxz"], 1, &["/nowhere/disk.hxz", "No such"]),
-        (&[&size], 2, &["size=9", "size=index"]),
+        (&[&size], 2, &["size=nine", "size=index"]),
     ];
     for (arguments, code, words) in parts {
         let (found, message) = refused(arguments);

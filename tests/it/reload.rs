@@ -363,7 +363,7 @@ async fn what_cannot_be_loaded_is_logged_and_what_was_in_force_goes_on() {
         ("srv.pem", String::new(), "srv.pem"),
         ("ca-crl.pem", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n".into(), "crl"),
         ("hexz-nbd.toml", config("exprot = 1"), "exprot"),
-        ("hexz-nbd.toml", config("[[export]]\npath = \"missing.hxz\""), "missing.hxz"),
+        ("hexz-nbd.toml", config("[[export]]\npath = \"disk.hxz\""), "two exports named"),
         ("hexz-nbd.toml", config("default_export = \"nobody\""), "nobody"),
         ("hexz-nbd.toml", config("[allow]\ncn = [\"*\"]"), "rule to allow"),
     ] {
@@ -439,7 +439,8 @@ async fn a_changed_configuration_adds_and_removes_exports() {
 
     let onebyte = fixtures::path("v082-onebyte.hxz");
     let disk = "[[export]]\npath = \"disk.hxz\"\n";
-    let exports = format!("{disk}[[export]]\nname = \"new\"\npath = {onebyte:?}\n");
+    let missing = "[[export]]\npath = \"missing.hxz\"\n";
+    let exports = format!("{disk}[[export]]\nname = \"new\"\npath = {onebyte:?}\n{missing}");
     files.write("hexz-nbd.toml", &exports_only(&exports));
     server.reload();
     reads_zstd.expect_close_notify().await;
@@ -455,7 +456,7 @@ async fn a_changed_configuration_adds_and_removes_exports() {
     assert_eq!(comes_now.go("new").await.0, 1);
 }
 
-/// A snapshot that is gone is one that cannot be loaded, and who reads it reads on.
+/// A snapshot that is gone is one that cannot be opened anew, and who reads it reads on.
 #[tokio::test]
 async fn a_snapshot_that_was_deleted_is_served_until_the_configuration_forgets_it() {
     let (pki, files) = (Pki::new(), Files::new());
@@ -465,7 +466,7 @@ async fn a_snapshot_that_was_deleted_is_served_until_the_configuration_forgets_i
     reads_on.go("zstd").await;
     files.remove("zstd.hxz");
     server.reload();
-    server.wait_for("not reloaded: what was in force stays in force", 1);
+    server.wait_for("cannot be opened anew: what was open stays", 1);
     let expected = contents("v082-zstd.hxz");
     for (offset, bytes) in expected.chunks(256 << 10).enumerate() {
         let data = reads_on.read((offset * (256 << 10)) as u64, bytes.len() as u32).await;

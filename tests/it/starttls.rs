@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::{Buf as _, BytesMut};
 use hexz_nbd::export::Catalogue;
 use hexz_nbd::nbd::{
-    Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox, Progress,
+    Absent, Channel, ExportDirectory, ExportInfo, Listing, NegotiatedExport, Negotiation, Outbox,
+    Progress,
 };
 use hexz_nbd::server::{Access, ExportAccess, Limits, TlsMode};
 use proptest::collection::vec;
@@ -495,8 +496,8 @@ impl ExportDirectory for Secrets {
         vec![Listing { name, description }]
     }
 
-    fn find(&self, name: &str) -> Option<Self> {
-        ["", Self::NAME].contains(&name).then(Self::new)
+    fn find(&self, name: &str) -> Result<Self, Absent> {
+        ["", Self::NAME].contains(&name).then(Self::new).ok_or(Absent::Unknown)
     }
 }
 

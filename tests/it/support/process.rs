@@ -39,6 +39,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
+    ("sfdisk", "fdisk"),
 ];
 
 /// A server that listens on a port and on a Unix socket of its own. Killed when dropped.

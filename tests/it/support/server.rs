@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, Reloader, ServerError};
+use hexz_nbd::server::{self, Endpoint, Insecure, Limits, Policy, Reloader, ServerError, Streams};
 use hexz_nbd::snapshot::{File, Stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ pub(crate) const EXPORTS: [(&str, &str); 4] = [
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     reloader: Reloader,
+    streams: Streams,
     stop: CancellationToken,
     running: JoinSet<Result<(), ServerError>>,
 }
@@ -49,16 +50,21 @@ impl Server {
         let server = server::Server::bind(&[endpoint], policy, limits, insecure).await.unwrap();
         let Some(Endpoint::Tcp(address)) = server.endpoints().next() else { panic!("no socket") };
         let address = *address;
-        let reloader = server.reloader();
+        let (reloader, streams) = (server.reloader(), server.streams());
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(server.run(stop.clone()));
-        Self { address, reloader, stop, running }
+        Self { address, reloader, streams, stop, running }
     }
 
     /// As a reload does.
     pub(crate) fn replace(&self, policy: Policy) {
         self.reloader.replace(policy).unwrap();
+    }
+
+    /// What serves a client on a stream in memory.
+    pub(crate) fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// A client that has not sent anything yet.
