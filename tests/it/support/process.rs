@@ -37,6 +37,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("nbdsh", "python3-libnbd"),
     ("openssl", "openssl"),
+    ("python3", "python3"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("sfdisk", "fdisk"),
