@@ -59,8 +59,8 @@ async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
     let subscriber =
         tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
-    let contents = Bytes::from(std::fs::read(fixtures::path("v082-ext4.hxz")).unwrap());
-    let storage = MemoryBackend::new(contents, "mined");
+    let file = Bytes::from(std::fs::read(fixtures::path("v082-ext4.hxz")).unwrap());
+    let storage = MemoryBackend::new(file, "mined");
     let mine = Arc::new(Mine { storage, armed: AtomicBool::new(false) });
     let limits = Limits { connections_max: NonZeroUsize::new(2).unwrap(), ..Limits::default() };
     let server = Server::with(policy(Arc::clone(&mine)), limits).await;
