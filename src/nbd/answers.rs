@@ -46,7 +46,8 @@ pub(crate) fn list(listed: &[Listing], outbox: &mut Outbox) {
     acknowledge(OptionCode::LIST, outbox);
 }
 
-/// `NBD_REP_META_CONTEXT` for each context: its number, and its name.
+/// `NBD_REP_META_CONTEXT` for each context: its number, which has no meaning in a mere list and
+/// "SHOULD be set to zero" there, and its name.
 pub(crate) fn list_contexts(
     option: OptionCode,
     info: &ExportInfo,
@@ -55,7 +56,8 @@ pub(crate) fn list_contexts(
 ) {
     for context in contexts.iter() {
         let name = info.contexts.get(context.place()).copied().unwrap_or_default();
-        let parts = [&context.wire_id().to_be_bytes()[..], name.as_bytes()];
+        let id = if option == OptionCode::LIST_META_CONTEXT { 0 } else { context.wire_id() };
+        let parts = [&id.to_be_bytes()[..], name.as_bytes()];
         reply(option, ReplyCode::META_CONTEXT, &parts, outbox);
     }
     acknowledge(option, outbox);

@@ -32,6 +32,7 @@ pub struct Negotiation<D> {
     replies: Replies,
     chosen: Chosen,
     options: u32,
+    is_stopping: bool,
 }
 
 /// Metadata contexts that the client has chosen, and of which export. Another export has other
@@ -190,7 +191,12 @@ impl<D: ExportDirectory> Negotiation<D> {
     /// With nothing negotiated yet.
     fn begin(channel: Channel<D>, state: State, flags: ClientFlags) -> Self {
         let (replies, chosen) = (Replies::Simple, Chosen::default());
-        Self { channel, state, flags, replies, chosen, options: 0 }
+        Self { channel, state, flags, replies, chosen, options: 0, is_stopping: false }
+    }
+
+    /// From now on options are answered with `NBD_REP_ERR_SHUTDOWN`.
+    pub fn stop(&mut self) {
+        self.is_stopping = true;
     }
 
     /// Takes at most one message from the input and puts the answer into the outbox.
@@ -300,8 +306,15 @@ impl<D: ExportDirectory> Negotiation<D> {
 
     fn decide(&self, code: OptionCode, payload: &[u8]) -> Result<Step<D::Export>, Violation> {
         match code {
-            OptionCode::STARTTLS => return Ok(self.on_starttls(payload)),
             OptionCode::ABORT => return Ok(Step::Abort),
+            OptionCode::EXPORT_NAME if self.is_stopping => {
+                return Err(Violation::ExportName("an export of a server that is stopping"));
+            }
+            _ if self.is_stopping => {
+                let message = "the server is shutting down";
+                return Ok(Step::Refuse(Refusal { code: ReplyCode::ERR_SHUTDOWN, message }));
+            }
+            OptionCode::STARTTLS => return Ok(self.on_starttls(payload)),
             _ => {}
         }
         let Some(directory) = self.channel.directory() else {
@@ -805,12 +818,12 @@ mod tests {
         [text("disk"), count.to_vec(), queries].concat()
     }
 
-    /// Numbers of the contexts that an option is answered with, and the last code.
+    /// Names and numbers of the contexts that an option is answered with, and the last code.
     fn contexts_of(
         session: &mut Negotiation<OneDisk>,
         code: OptionCode,
         queries: &[&str],
-    ) -> (Vec<u32>, ReplyCode) {
+    ) -> (Vec<(String, u32)>, ReplyCode) {
         let mut outbox = Outbox::default();
         let mut input = BytesMut::from(&option(code.0, &contexts_query(queries))[..]);
         assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
@@ -821,8 +834,10 @@ mod tests {
                 return (ids, code);
             }
             let length = u32::from_be_bytes(replies[16..20].try_into().unwrap());
-            ids.push(u32::from_be_bytes(replies[20..24].try_into().unwrap()));
-            replies = replies.split_off(20_usize.saturating_add(length as usize));
+            let rest = replies.split_off(20_usize.saturating_add(length as usize));
+            let name = String::from_utf8(replies.split_off(24)).unwrap();
+            ids.push((name, u32::from_be_bytes(replies[20..24].try_into().unwrap())));
+            replies = rest;
         }
     }
 
@@ -837,17 +852,20 @@ mod tests {
         let list = OptionCode::LIST_META_CONTEXT;
         let set = OptionCode::SET_META_CONTEXT;
         for (queries, listed, chosen) in [
-            (&[][..], &[1, 2][..], &[][..]),
-            (&["base:"], &[1], &[]),
-            (&["hexz:shared", "base:allocation"], &[1, 2], &[1, 2]),
+            (&[][..], &["base:allocation", "hexz:shared"][..], &[][..]),
+            (&["base:"], &["base:allocation"], &[]),
+            (&["hexz:shared", "base:allocation"], &["base:allocation", "hexz:shared"], &[1, 2]),
             (&["qemu:dirty-bitmap:x", ""], &[], &[]),
         ] {
             let (mut session, mut outbox) = greeted(3);
             let sr = OptionCode::STRUCTURED_REPLY;
             let _ = code_of(&mut session, &mut outbox, sr, b"");
-            let (ids, code) = contexts_of(&mut session, list, queries);
-            assert_eq!((&ids[..], code), (listed, ReplyCode::ACK), "{queries:?}");
-            let (ids, code) = contexts_of(&mut session, set, queries);
+            let (found, code) = contexts_of(&mut session, list, queries);
+            let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!((&names[..], code), (listed, ReplyCode::ACK), "{queries:?}");
+            assert!(found.iter().all(|(_, id)| *id == 0), "no number in a mere list");
+            let (found, code) = contexts_of(&mut session, set, queries);
+            let ids: Vec<u32> = found.iter().map(|(_, id)| *id).collect();
             assert_eq!((&ids[..], code), (chosen, ReplyCode::ACK), "{queries:?}");
             let contexts = entered(&mut session).contexts;
             let ids: Vec<u32> = contexts.iter().map(crate::nbd::Context::wire_id).collect();
@@ -864,7 +882,7 @@ mod tests {
         let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
         let _ = contexts_of(&mut session, set, &["base:allocation"]);
         let (ids, _) = contexts_of(&mut session, set, &["hexz:shared"]);
-        assert_eq!(ids, [2]);
+        assert_eq!(ids, [("hexz:shared".to_owned(), 2)]);
         let (_, reply) = code_of(&mut session, &mut outbox, set, b"\0\0\0\x04nope\0\0\0\0");
         assert_eq!(reply, ReplyCode::ERR_UNKNOWN);
         assert!(entered(&mut session).contexts.is_empty());
@@ -872,8 +890,10 @@ mod tests {
         let (mut session, mut outbox) = greeted(3);
         let _ = code_of(&mut session, &mut outbox, OptionCode::STRUCTURED_REPLY, b"");
         let _ = contexts_of(&mut session, set, &["base:allocation"]);
-        let (_, reply) = code_of(&mut session, &mut outbox, set, &[0; 20_000]);
-        assert_eq!(reply, ReplyCode::ERR_TOO_BIG);
+        let mut input = BytesMut::from(&option(set.0, &[0; 20_000])[..]);
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::Answered));
+        assert_eq!(taken(&mut outbox)[12..16], ReplyCode::ERR_TOO_BIG.0.to_be_bytes());
+        assert_eq!(session.advance(&mut input, &mut outbox), Ok(Progress::NeedsInput));
         assert!(entered(&mut session).contexts.is_empty(), "too long is a failure too");
     }
 
@@ -901,13 +921,30 @@ mod tests {
         assert_eq!(entered(&mut session).replies, Replies::Extended);
     }
 
+    /// "SHOULD error further options received (other than an `NBD_OPT_ABORT`)".
+    #[test]
+    fn after_the_stop_options_are_refused_but_for_the_goodbye() {
+        for channel in [Channel::Plain(OneDisk), Channel::MustUpgrade, Channel::Tls(OneDisk)] {
+            let (mut session, mut outbox) = greeted_in(channel, 3);
+            session.stop();
+            for code in [3, 5, 6, 7, 8, 9, 10, 11, 99].map(OptionCode) {
+                let (progress, reply) = code_of(&mut session, &mut outbox, code, QUERY);
+                assert_eq!((progress, reply), (Progress::Answered, ReplyCode::ERR_SHUTDOWN));
+            }
+            let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::ABORT, b"");
+            assert_eq!(progress, Progress::Aborted);
+            let mut input = BytesMut::from(&option(OptionCode::EXPORT_NAME.0, b"disk")[..]);
+            assert!(session.advance(&mut input, &mut outbox).is_err());
+        }
+    }
+
     /// "State from before STARTTLS" again.
     #[test]
     fn contexts_and_extended_headers_that_were_negotiated_in_plaintext_are_forgotten() {
         let (mut session, mut outbox) = greeted_in(Channel::MayUpgrade(OneDisk), 3);
         let _ = code_of(&mut session, &mut outbox, OptionCode::EXTENDED_HEADERS, b"");
         let set = OptionCode::SET_META_CONTEXT;
-        assert_eq!(contexts_of(&mut session, set, &["base:allocation"]).0, [1]);
+        assert_eq!(contexts_of(&mut session, set, &["base:allocation"]).0.len(), 1);
         let (progress, _) = code_of(&mut session, &mut outbox, OptionCode::STARTTLS, b"");
         let Progress::StartTls(upgrade) = progress else { panic!("{progress:?}") };
         let entered = entered(&mut upgrade.negotiate(OneDisk));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
 use crate::export::Export;
@@ -25,6 +25,10 @@ use crate::tls::IdentityError;
 
 /// Room for what a client sends, in bytes: 146 requests.
 pub(crate) const INPUT_BYTES: usize = 4096;
+
+/// How long a client that waits for nothing is still listened to after the stop, so that what it
+/// asks meanwhile is answered with an error and not with a dead connection.
+pub(crate) const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// How long, and for how many bytes, to look at what a client still sends after the last reply.
 /// Closing at once would make the system discard the reply on the way.
@@ -249,6 +253,7 @@ impl<'a> Session<'a> {
         mut outbox: Outbox,
     ) -> Result<Chosen, SessionError> {
         let haggling = async {
+            let mut is_stopping = false;
             loop {
                 let progress = negotiation.advance(input, &mut outbox);
                 if let Ok(Progress::Enter(entered)) = progress {
@@ -263,15 +268,32 @@ impl<'a> Session<'a> {
                     Progress::Aborted => return Ok(Chosen::Nothing),
                     Progress::NeedsInput => {
                         input.reserve(INPUT_BYTES);
-                        if stream.read_buf(input).await? == 0 {
-                            return Err(SessionError::HungUp);
+                        // Cancel-safe: bytes read stay in `input`.
+                        tokio::select! {
+                            received = stream.read_buf(input) => {
+                                if received? == 0 {
+                                    return Err(SessionError::HungUp);
+                                }
+                            }
+                            () = self.shared.stop.cancelled(), if !is_stopping => {
+                                is_stopping = true;
+                                negotiation.stop();
+                            }
                         }
                     }
                 }
             }
         };
-        let haggled = self.until_stopped(timeout_at(self.deadline, haggling)).await?;
-        haggled.map_err(|_| SessionError::NegotiationTimeout)?
+        let grace_is_over = async {
+            self.shared.stop.cancelled().await;
+            sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            haggled = timeout_at(self.deadline, haggling) => {
+                haggled.map_err(|_| SessionError::NegotiationTimeout)?
+            }
+            () = grace_is_over => Err(SessionError::Stopped),
+        }
     }
 
     /// Serves the reads of a client that has chosen an export, as long as it may have it.

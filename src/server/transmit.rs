@@ -16,11 +16,7 @@ use crate::nbd::{
     Transmission, Work,
 };
 use crate::server::Shared;
-use crate::server::session::{INPUT_BYTES, SessionError, Stream};
-
-/// How long a client that waits for nothing is still listened to after the stop, so that what it
-/// asks meanwhile is answered with `ESHUTDOWN` and not with a dead connection.
-const STOP_GRACE: Duration = Duration::from_millis(500);
+use crate::server::session::{INPUT_BYTES, STOP_GRACE, SessionError, Stream};
 
 /// Work that is done.
 enum Done {

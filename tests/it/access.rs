@@ -21,6 +21,7 @@ use crate::support::client::{
 use crate::support::fixtures::{self, sha256};
 use crate::support::pki::{Holder, Maker, Pki, protect, text};
 use crate::support::process::{Client, HEXZ_NBD, Output, Process, refused};
+use crate::support::wire::{ABORT, EXPORT_NAME, GO, LIST, OPT_INFO, STARTTLS};
 
 /// The export that most servers here have. Nobody who is refused may see its name or size.
 const EXPORT: &str = "golden-image";
@@ -29,13 +30,6 @@ const EXPORT_BYTES: usize = 819_200;
 
 /// Another one.
 const OTHER_FILE: &str = "v082-parent-a.hxz";
-
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
 
 /// What there is against a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +132,7 @@ fn openssl_attempt(server: &Process, holder: &Holder, version: &str) -> Attempt 
     let everything = query("", &[1, 2, 3]);
     // Behind a GO that was refused it is no goodbye, but ends the session as well.
     let (go, goodbye) = (option(GO, &everything), request(0, 2, 2, 0, 0));
-    let questions = [option(LIST, b""), option(INFO, &everything), go.clone(), goodbye.clone()];
+    let questions = [option(LIST, b""), option(OPT_INFO, &everything), go.clone(), goodbye.clone()];
     let told = s_client(server, holder, version, &questions.concat());
     let said = format!("{}{}", String::from_utf8_lossy(&told.stdout), told.stderr);
     let (replies, rest) = option_replies(&told.stdout);
@@ -517,7 +511,7 @@ fn an_export_that_a_client_may_not_read_does_not_exist_for_it() {
             let sent = [option(LIST, b""), option(code, &payload), option(ABORT, b"")].concat();
             s_client(&server, &alice, version, &sent).stdout
         };
-        for code in [EXPORT_NAME, INFO, GO] {
+        for code in [EXPORT_NAME, OPT_INFO, GO] {
             let seen = server.log().len();
             let forbidden = answer(code, "red");
             let made_up = answer(code, "nil");
@@ -554,7 +548,7 @@ fn under_tls_on_a_client_without_tls_sees_what_is_marked_plaintext_and_nothing_e
     assert!(listing.text().contains("public") && !listing.text().contains(EXPORT));
     assert_eq!(copied(&server.uri("public"), &directory), Ok(digest(OTHER_FILE)));
     copied(&server.uri(EXPORT), &directory).unwrap_err();
-    for code in [EXPORT_NAME, INFO, GO] {
+    for code in [EXPORT_NAME, OPT_INFO, GO] {
         let answer = |name: &str| {
             let payload =
                 if code == EXPORT_NAME { name.into() } else { query(name, &[0, 1, 2, 3]) };

@@ -16,10 +16,7 @@ use crate::support::client::{ACK, Client as NbdClient, ERR_TLS_REQD, ERR_UNKNOWN
 use crate::support::fixtures;
 use crate::support::process::{Client, Process, refused};
 use crate::support::server::contents;
-
-const LIST: u32 = 3;
-const INFO: u32 = 6;
-const GO: u32 = 7;
+use crate::support::wire::{GO, LIST, OPT_INFO};
 
 const BROKEN: &str = "the snapshot of this export cannot be opened; the server's log says why";
 
@@ -343,7 +340,7 @@ async fn a_snapshot_that_cannot_be_opened_leaves_the_others_served_and_says_so_t
     assert_eq!(names(&server), ["good"]);
     assert!(copied(&server, "good") == image(1, 8192));
     let mut client = greeted(&server).await;
-    for code in [INFO, GO] {
+    for code in [OPT_INFO, GO] {
         for (name, sentence) in [
             ("broken", BROKEN),
             ("missing", BROKEN),
@@ -424,7 +421,7 @@ async fn an_auxiliary_stream_is_as_open_as_its_disk() {
     for (name, expected) in
         [("secret", ERR_TLS_REQD), ("secret/aux", ERR_TLS_REQD), ("open", ACK), ("open/aux", ACK)]
     {
-        assert_eq!(client.option(INFO, &query(name, &[])).await.1, expected, "{name}");
+        assert_eq!(client.option(OPT_INFO, &query(name, &[])).await.1, expected, "{name}");
     }
 }
 

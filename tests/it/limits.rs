@@ -18,9 +18,7 @@ use crate::support::fixtures;
 use crate::support::process::{Client, HEXZ_NBD, Process, refused};
 use crate::support::server::Server;
 use crate::support::tls::{Files, Pki, TlsClient, policy, shake_hands};
-
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
+use crate::support::wire::{LIST, STARTTLS};
 
 #[tokio::test]
 async fn a_client_beyond_the_limit_is_served_when_another_leaves() {

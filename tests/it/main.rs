@@ -11,16 +11,20 @@
 
 mod access;
 mod activation;
+mod block_status;
+mod cache;
 mod certs;
 mod corpus;
 mod damage;
 mod demo;
 mod exports;
+mod extended;
 mod formats;
 mod inspect;
 mod interop;
 mod layers;
 mod limits;
+mod meta_context;
 mod negotiation;
 mod pack;
 mod panics;

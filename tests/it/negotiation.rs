@@ -10,13 +10,8 @@ use crate::support::client::{
     ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, option, query, request,
 };
 use crate::support::server::{EXPORTS, Server};
+use crate::support::wire::{ABORT, EXPORT_NAME, GO, LIST, OPT_INFO, STARTTLS};
 
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
 const UNKNOWN: u32 = 77;
 
 #[tokio::test]
@@ -36,7 +31,7 @@ async fn a_list_holds_every_export_with_its_description_in_order() {
 async fn info_describes_and_the_session_goes_on_and_go_enters() {
     let server = Server::start().await;
     let mut client = server.greet().await;
-    for code in [INFO, INFO, GO] {
+    for code in [OPT_INFO, OPT_INFO, GO] {
         let (facts, last) = client.option(code, &query("disk", &[3, 1, 2, 0x7777, 3])).await;
         assert_eq!(last, ACK);
         let size = (16_u64 << 20).to_be_bytes();
@@ -66,7 +61,7 @@ async fn an_unknown_export_is_an_error_in_words_and_the_session_goes_on() {
     let server = Server::start().await;
     let mut client = server.greet().await;
     for name in ["nothing", "DISK", "disk ", "../disk", &"ü".repeat(2048)] {
-        for code in [INFO, GO] {
+        for code in [OPT_INFO, GO] {
             assert_eq!(client.option(code, &query(name, &[])).await, (vec![], ERR_UNKNOWN));
         }
     }
@@ -85,7 +80,7 @@ async fn options_of_every_length_are_answered_and_the_session_stays_in_step() {
         let too_long = length > 16_384;
         let unknown = client.option(UNKNOWN, &payload).await.1;
         assert_eq!(unknown, if too_long { ERR_TOO_BIG } else { ERR_UNSUP }, "{length}");
-        let info = client.option(INFO, &payload).await.1;
+        let info = client.option(OPT_INFO, &payload).await.1;
         assert_eq!(info, if too_long { ERR_TOO_BIG } else { ERR_INVALID }, "{length}");
         let list = client.option(LIST, &payload).await.1;
         let expected = match length {
@@ -103,7 +98,7 @@ async fn options_of_every_length_are_answered_and_the_session_stays_in_step() {
 async fn an_option_that_announces_gigabytes_is_refused_and_ends_the_session() {
     let server = Server::start().await;
     for length in [65_537, 1 << 30, u32::MAX] {
-        for code in [LIST, INFO, GO, UNKNOWN] {
+        for code in [LIST, OPT_INFO, GO, UNKNOWN] {
             let mut client = server.greet().await;
             let mut bytes = option(code, b"");
             bytes[12..].copy_from_slice(&length.to_be_bytes());
@@ -128,7 +123,7 @@ async fn name_lengths_that_lie_are_malformed() {
     let server = Server::start().await;
     let mut client = server.greet().await;
     for length in [5, 6, 7, 1 << 31, u32::MAX - 6, u32::MAX - 3, u32::MAX] {
-        for code in [INFO, GO] {
+        for code in [OPT_INFO, GO] {
             let mut payload = query("disk", &[]);
             payload[..4].copy_from_slice(&length.to_be_bytes());
             assert_eq!(client.option(code, &payload).await.1, ERR_INVALID, "{length}");
@@ -227,8 +222,8 @@ async fn options_in_any_order_are_answered_each_on_its_own() {
     let server = Server::start().await;
     let known = [
         (LIST, Vec::new(), ACK),
-        (INFO, query("disk", &[0, 1, 2, 3]), ACK),
-        (INFO, query("nothing", &[]), ERR_UNKNOWN),
+        (OPT_INFO, query("disk", &[0, 1, 2, 3]), ACK),
+        (OPT_INFO, query("nothing", &[]), ERR_UNKNOWN),
         (GO, query("nothing", &[3]), ERR_UNKNOWN),
         (STARTTLS, Vec::new(), ERR_POLICY),
         (UNKNOWN, b"data".to_vec(), ERR_UNSUP),
@@ -270,7 +265,7 @@ async fn a_client_may_hang_up_after_every_byte() {
     let session = [
         3_u32.to_be_bytes().to_vec(),
         option(LIST, b""),
-        option(INFO, &query("disk", &[3])),
+        option(OPT_INFO, &query("disk", &[3])),
         option(GO, &query("disk", &[])),
         request(0, 0, 1, 0, 4096),
         request(0, 1, 2, 0, 16),

@@ -24,11 +24,7 @@ use crate::support::fixtures;
 use crate::support::process::Process;
 use crate::support::server::{Server, catalogue, contents, export};
 use crate::support::tls::{Files, Pki, TlsClient, VERSIONS, allow, policy, policy_of, shake_hands};
-
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const INFO: u32 = 6;
-const GO: u32 = 7;
+use crate::support::wire::{ABORT, GO, LIST, OPT_INFO};
 
 fn kind(client: &TlsClient) -> Option<HandshakeKind> {
     client.stream.get_ref().1.handshake_kind()
@@ -175,7 +171,7 @@ async fn a_client_that_came_before_a_reload_hears_of_nothing_that_it_took_away()
         for mut client in [upgraded, upgrades_later] {
             let (listed, last) = client.option(LIST, b"").await;
             assert_eq!((listed.len(), last), (left, ACK), "{listed:?}");
-            for code in [INFO, GO] {
+            for code in [OPT_INFO, GO] {
                 let answer = client.option(code, &query("disk", &[0, 1, 2, 3])).await;
                 assert_eq!(answer, (vec![], ERR_UNKNOWN));
             }

@@ -14,9 +14,34 @@ use crate::support::fixtures;
 use crate::support::process::Process;
 use crate::support::server::Server;
 use crate::support::tls::{Files, Pki, shake_hands};
+use crate::support::wire::STARTTLS;
 
-const STARTTLS: u32 = 5;
 const DISK_BYTES: u32 = 16 << 20;
+
+/// "The error value issued in respect of ... any subsequently received requests SHOULD be
+/// `ESHUTDOWN`", and options are to be errored with `NBD_REP_ERR_SHUTDOWN`.
+#[tokio::test]
+async fn what_is_asked_after_the_stop_is_refused_with_that_reason() {
+    const ERR_SHUTDOWN: u32 = 0x8000_0007;
+    // The server waits for questions a moment only, and this machine may be slow.
+    for _ in 0..20 {
+        let server = Server::start().await;
+        let (mut reads, mut chooses) = (server.open("disk").await, server.greet().await);
+        server.stop();
+        reads.request(0, READ, 7, 0, 512).await;
+        chooses.send_option(GO, &query("disk", &[])).await;
+        let reply = tokio::join!(reads.receive_all(), chooses.receive_all());
+        server.stopped().await.unwrap();
+        if reply.0.is_empty() || reply.1.is_empty() {
+            continue;
+        }
+        let expected = [&0x6744_6698_u32.to_be_bytes()[..], &ESHUTDOWN.to_be_bytes(), &[0; 7], &[7]];
+        assert_eq!(reply.0, expected.concat());
+        assert_eq!(reply.1[12..16], ERR_SHUTDOWN.to_be_bytes());
+        return;
+    }
+    panic!("the connections ended without a word");
+}
 
 #[tokio::test]
 async fn what_was_accepted_is_answered_and_then_the_server_ends() {

@@ -30,16 +30,10 @@ use crate::support::server::{EXPORTS, Server, catalogue, export};
 use crate::support::tls::{
     Files, Pki, TlsClient, Trickle, VERSIONS, allow, policy, policy_of, shake_hands,
 };
-
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
-const STRUCTURED_REPLY: u32 = 8;
-const SET_META_CONTEXT: u32 = 10;
-const EXTENDED_HEADERS: u32 = 11;
+use crate::support::wire::{
+    ABORT, EXPORT_NAME, EXTENDED_HEADERS, GO, LIST, OPT_INFO, SET_META_CONTEXT, STARTTLS,
+    STRUCTURED_REPLY,
+};
 
 /// What every reply to an option begins with.
 const REPLY_MAGIC: [u8; 8] = 0x3_e889_0455_65a9_u64.to_be_bytes();
@@ -51,7 +45,8 @@ async fn where_tls_is_required_all_other_options_are_refused_before_it_and_the_s
     let server = Server::with_tls(&pki).await;
     let mut client = server.greet().await;
     let payloads = [vec![], query("disk", &[0, 1, 2, 3]), query("", &[]), vec![0xff; 100]];
-    for code in [0, LIST, 4, INFO, GO, STRUCTURED_REPLY, 9, SET_META_CONTEXT, 11, 12, u32::MAX] {
+    for code in [0, LIST, 4, OPT_INFO, GO, STRUCTURED_REPLY, 9, SET_META_CONTEXT, 11, 12, u32::MAX]
+    {
         for payload in payloads.iter().chain([&vec![0; 20_000]]) {
             let answer = client.option(code, payload).await;
             assert_eq!(answer, (vec![], ERR_TLS_REQD), "{code} {}", payload.len());
@@ -87,7 +82,7 @@ async fn where_tls_is_optional_only_exports_marked_for_plaintext_are_seen_withou
     let mut client = server.greet().await;
     let (listed, last) = client.option(LIST, b"").await;
     assert_eq!((listed, last), (vec![b"\0\0\0\x04zstdfrom v082-zstd.hxz".to_vec()], ACK));
-    for code in [INFO, GO] {
+    for code in [OPT_INFO, GO] {
         for name in ["disk", "", "damaged", "made up"] {
             let answer = client.option(code, &query(name, &[1, 2, 3])).await;
             assert_eq!(answer, (vec![], ERR_TLS_REQD), "{name:?}");
@@ -243,7 +238,7 @@ async fn what_was_negotiated_before_tls_is_forgotten_after_it() {
     for (code, payload) in [
         (STRUCTURED_REPLY, &b""[..]),
         (SET_META_CONTEXT, contexts),
-        (INFO, &query("zstd", &[3])),
+        (OPT_INFO, &query("zstd", &[3])),
         (EXTENDED_HEADERS, b""),
     ] {
         // Whether the server knows the option or not.
@@ -454,7 +449,7 @@ async fn tls_ends_with_a_goodbye_whoever_ends() {
         server.replace(policy(TlsMode::Required, &pki.material()));
 
         let (mut reads, mut chooses) = (open().await, server.upgrade(&somebody).await);
-        assert_eq!(chooses.option(INFO, &query("disk", &[])).await.1, ACK);
+        assert_eq!(chooses.option(OPT_INFO, &query("disk", &[])).await.1, ACK);
         server.stop();
         reads.expect_close_notify().await;
         chooses.expect_close_notify().await;

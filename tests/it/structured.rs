@@ -7,23 +7,13 @@ use hexz_nbd::server::Limits;
 use hexz_nbd::snapshot::{Extent, File, Stream};
 use tokio::io::AsyncWriteExt;
 
-use crate::support::chunks::{Chunk, STRUCTURED_REPLY, assemble, merged};
+use crate::support::chunks::{Chunk, assemble, merged};
 use crate::support::client::{ACK, ERR_INVALID, query, request};
 use crate::support::fixtures;
 use crate::support::server::{Server, contents};
-
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISC: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const WRITE_ZEROES: u16 = 6;
-
-const DF: u16 = 1 << 2;
-
-const EPERM: u32 = 1;
-const EIO: u32 = 5;
-const EINVAL: u32 = 22;
+use crate::support::wire::{
+    DF, DISC, EINVAL, EIO, EPERM, FLUSH, READ, STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES,
+};
 
 const DISK_BYTES: u64 = 16 << 20;
 

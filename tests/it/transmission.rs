@@ -5,18 +5,8 @@ use std::collections::BTreeMap;
 use crate::support::client::request;
 use crate::support::fixtures;
 use crate::support::server::{Server, contents};
+use crate::support::wire::{DISC, EINVAL, EIO, EPERM, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES};
 use tokio::io::AsyncWriteExt;
-
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISC: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const WRITE_ZEROES: u16 = 6;
-
-const EPERM: u32 = 1;
-const EIO: u32 = 5;
-const EINVAL: u32 = 22;
 
 const DISK_BYTES: u64 = 16 << 20;
 

@@ -246,6 +246,8 @@ impl Agreed {
                 (1..).zip(CONTEXTS).filter(|(_, name)| asked_for(name)).map(|(id, _)| id).collect();
             let context = |id: &u32| {
                 let name = CONTEXTS[*id as usize - 1];
+                // "reserved and SHOULD be set to zero" in a mere list.
+                let id = if is_list { 0 } else { *id };
                 let payload = [&id.to_be_bytes()[..], name.as_bytes()].concat();
                 (META_CONTEXT, Payload::Exactly(payload))
             };

@@ -4,16 +4,30 @@ use std::ops::Range;
 
 use crate::support::client::{ACK, Client};
 use crate::support::server::Server;
-
-pub(crate) const STRUCTURED_REPLY: u32 = 8;
+use crate::support::wire::STRUCTURED_REPLY;
 
 /// One chunk of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Chunk {
     None,
-    Data { offset: u64, bytes: Vec<u8> },
-    Hole { offset: u64, length: u32 },
-    Error { error: u32, message: String, offset: Option<u64> },
+    Data {
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Hole {
+        offset: u64,
+        length: u32,
+    },
+    /// Extents of the context of that number: lengths, and what is said of them.
+    Status {
+        context: u32,
+        extents: Vec<(u64, u64)>,
+    },
+    Error {
+        error: u32,
+        message: String,
+        offset: Option<u64>,
+    },
 }
 
 impl Server {
@@ -33,14 +47,48 @@ impl Client {
         let mut header = Fields(&header);
         assert_eq!(header.number(4), 0x668e_33ef);
         let (flags, kind) = (header.number(2), header.number(2));
-        assert!(flags <= 1, "flags {flags}");
         let (cookie, length) = (header.number(8), header.number(4));
+        self.chunk_of(flags, kind, cookie, length).await
+    }
+
+    /// The same with an extended header, which repeats the offset of the request.
+    pub(crate) async fn extended_chunk(&mut self, offset: u64) -> (bool, u64, Chunk) {
+        let header = self.receive(32).await;
+        let mut header = Fields(&header);
+        assert_eq!(header.number(4), 0x6e8a_278c);
+        let (flags, kind) = (header.number(2), header.number(2));
+        let cookie = header.number(8);
+        assert_eq!(header.number(8), offset, "the offset of the request");
+        let length = header.number(8);
+        self.chunk_of(flags, kind, cookie, length).await
+    }
+
+    async fn chunk_of(
+        &mut self,
+        flags: u64,
+        kind: u64,
+        cookie: u64,
+        length: u64,
+    ) -> (bool, u64, Chunk) {
+        assert!(flags <= 1, "flags {flags}");
         let payload = self.receive(length as usize).await;
         let mut payload = Fields(&payload);
         let chunk = match kind {
             0 => Chunk::None,
             1 => Chunk::Data { offset: payload.number(8), bytes: payload.rest() },
             2 => Chunk::Hole { offset: payload.number(8), length: payload.number(4) as u32 },
+            5 | 6 => {
+                let context = payload.number(4) as u32;
+                let width = if kind == 6 { 8 } else { 4 };
+                if kind == 6 {
+                    assert_eq!(payload.number(4), (length - 8) / 16, "the number of extents");
+                }
+                let mut extents = Vec::new();
+                while !payload.0.is_empty() {
+                    extents.push((payload.number(width), payload.number(width)));
+                }
+                Chunk::Status { context, extents }
+            }
             0x8001 | 0x8002 => {
                 let (error, length) = (payload.number(4) as u32, payload.number(2));
                 assert!(error != 0 && (1..=4096).contains(&length));
@@ -90,7 +138,7 @@ pub(crate) fn assemble(chunks: &[Chunk], offset: u64) -> (Vec<u8>, Vec<Range<u64
                 holes.push(end..end + u64::from(*length));
                 bytes.resize(bytes.len() + *length as usize, 0);
             }
-            Chunk::None | Chunk::Error { .. } => {}
+            Chunk::None | Chunk::Status { .. } | Chunk::Error { .. } => {}
         }
         end = offset + bytes.len() as u64;
     }

@@ -55,6 +55,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         u64::from_be_bytes(self.receive(8).await.try_into().unwrap())
     }
 
+    /// Everything until the server closes its side.
+    pub(crate) async fn receive_all(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await;
+        let _ = read.expect("the server does not hang up");
+        rest
+    }
+
     /// Nothing more comes: the server closed its side.
     pub(crate) async fn expect_end(&mut self) {
         let mut rest = Vec::new();

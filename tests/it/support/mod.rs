@@ -7,3 +7,4 @@ pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;
 pub(crate) mod tls;
+pub(crate) mod wire;
