@@ -56,8 +56,11 @@ impl Write for Log {
 async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .with_target(false)
+        .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
     let file = Bytes::from(std::fs::read(fixtures::path("v082-ext4.hxz")).unwrap());
     let storage = MemoryBackend::new(file, "mined");
