@@ -23,7 +23,9 @@ PAGE = 4096
 def add_binary(parser):
     """The option that says which server is measured."""
     parser.add_argument(
-        "--binary", type=pathlib.Path, help="server in place of the release build [default: built]"
+        "--binary",
+        type=lambda path: pathlib.Path(path).resolve(),
+        help="server in place of the release build",
     )
 
 

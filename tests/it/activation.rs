@@ -86,6 +86,7 @@ fn sockets_that_are_handed_over_are_served_beside_those_that_are_asked_for() {
     let socket = directory.path().join("socket");
     let command = handed_over(&format!("tcp unix={}", socket.display()), "");
     let mut server = Process::start_from(command, [fixtures::path(DISK)]);
+    server.wait_for("listening", 4);
     let endpoints = endpoints(&server);
     assert_eq!(endpoints.len(), 4, "{endpoints:?}");
     for endpoint in endpoints {

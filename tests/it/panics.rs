@@ -56,8 +56,11 @@ impl Write for Log {
 async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .with_target(false)
+        .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
     let file = Bytes::from(std::fs::read(fixtures::path("v082-ext4.hxz")).unwrap());
     let storage = MemoryBackend::new(file, "mined");
@@ -80,6 +83,9 @@ async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
         assert_eq!(others.read(offset, 2).await, expected);
         assert_eq!(others.read(1080, 2).await, [0x53, 0xef]);
     }
+    // Every session has logged its end then.
+    server.stop();
+    server.stopped().await.unwrap();
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let reports = text.lines().filter(|line| {
         line.contains("ERROR closed by a bug in hexz-nbd; please report it peer=127.0.0.1:")
