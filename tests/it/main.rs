@@ -28,6 +28,7 @@ mod meta_context;
 mod negotiation;
 mod pack;
 mod panics;
+mod protocol_table;
 mod readme;
 mod reload;
 mod shutdown;

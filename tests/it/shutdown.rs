@@ -9,12 +9,12 @@ use hexz_nbd::server::Limits;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::support::client::{self, ACK, option, request};
+use crate::support::client::{self, ACK, option, query, request};
 use crate::support::fixtures;
 use crate::support::process::Process;
 use crate::support::server::Server;
 use crate::support::tls::{Files, Pki, shake_hands};
-use crate::support::wire::STARTTLS;
+use crate::support::wire::{ESHUTDOWN, GO, READ, STARTTLS};
 
 const DISK_BYTES: u32 = 16 << 20;
 
@@ -35,7 +35,8 @@ async fn what_is_asked_after_the_stop_is_refused_with_that_reason() {
         if reply.0.is_empty() || reply.1.is_empty() {
             continue;
         }
-        let expected = [&0x6744_6698_u32.to_be_bytes()[..], &ESHUTDOWN.to_be_bytes(), &[0; 7], &[7]];
+        let expected =
+            [&0x6744_6698_u32.to_be_bytes()[..], &ESHUTDOWN.to_be_bytes(), &[0; 7], &[7]];
         assert_eq!(reply.0, expected.concat());
         assert_eq!(reply.1[12..16], ERR_SHUTDOWN.to_be_bytes());
         return;
