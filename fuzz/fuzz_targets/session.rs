@@ -1,7 +1,7 @@
 #![no_main]
 
-#[path = "../checks.rs"]
+#[path = "../nbd_checks.rs"]
 #[allow(dead_code, reason = "each target has one check")]
-mod checks;
+mod nbd_checks;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::session(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nbd_checks::session(bytes));

@@ -295,7 +295,12 @@ impl Request {
             }
             Command::BLOCK_STATUS => {
                 no_unknown_flag()?;
-                self.check_status(terms.contexts, terms.export_bytes).map(Action::Status)
+                // Extents are chunks, whatever was negotiated beside.
+                let contexts = match terms.replies {
+                    Replies::Simple => Contexts::default(),
+                    Replies::Structured | Replies::Extended => terms.contexts,
+                };
+                self.check_status(contexts, terms.export_bytes).map(Action::Status)
             }
             Command::FLUSH => {
                 no_unknown_flag()?;
@@ -519,7 +524,7 @@ mod tests {
             (1, u64::MAX, Err(Refusal::PastEnd)),
             (u64::MAX, u64::MAX, Err(Refusal::PastEnd)),
         ] {
-            for replies in ALL {
+            for replies in [Replies::Structured, Replies::Extended] {
                 for (flags, first_only) in [(0, false), (command_flags::REQ_ONE, true)] {
                     let request =
                         Request { flags, ..request(Command::BLOCK_STATUS, offset, length) };
@@ -528,6 +533,8 @@ mod tests {
                     assert_eq!(request.check(&terms(replies)), expected, "{request:?}");
                     let without = Terms { contexts: Contexts::default(), ..terms(replies) };
                     let action = request.check(&without);
+                    assert_eq!(action, Action::Refuse(Refusal::NoContext));
+                    let action = request.check(&terms(Replies::Simple));
                     assert_eq!(action, Action::Refuse(Refusal::NoContext));
                 }
             }

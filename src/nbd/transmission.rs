@@ -476,9 +476,13 @@ fn checked(
 /// What a part that is only loaded counts for, in bytes: it stays in the cache.
 const LOAD_COST: u64 = 64;
 
+/// What a reply takes beside the bytes that were asked for, in bytes: headers of several chunks, or an
+/// error with its sentence.
+const REPLY_COST: u64 = 256;
+
 /// What a read counts for while it is not answered, in bytes: short ones cost memory too.
 fn read_cost(length: u32) -> u64 {
-    u64::from(length).saturating_add(SIMPLE_REPLY_BYTES as u64)
+    u64::from(length).saturating_add(REPLY_COST)
 }
 
 /// What a question about extents counts for while it is not answered, in bytes.
@@ -725,7 +729,7 @@ mod tests {
         for cookie in 0..1000 {
             input.extend_from_slice(&request(Command::READ, cookie, 0, PART_BYTES));
         }
-        session.allow(32 * (PART + 16));
+        session.allow(32 * (PART + REPLY_COST));
         while let Some(read) = next_read(&mut session, &mut input) {
             reads.push(read);
         }
@@ -735,7 +739,7 @@ mod tests {
             session.reply(read, pieces(PART_BYTES));
         }
         assert!(next_read(&mut session, &mut input).is_none());
-        session.outbox().advance(PART_BYTES as usize + 16);
+        session.outbox().advance(PART_BYTES as usize + 32 * 256);
         assert!(next_read(&mut session, &mut input).is_some());
         assert!(next_read(&mut session, &mut input).is_none());
     }

@@ -7,6 +7,8 @@ use crate::support::fixtures;
 
 #[path = "../../fuzz/checks.rs"]
 mod checks;
+#[path = "../../fuzz/nbd_checks.rs"]
+mod nbd_checks;
 
 #[test]
 fn blocks_of_the_corpus_fill_their_buffer_or_fail() {
@@ -19,8 +21,26 @@ fn pages_of_the_corpus_are_what_was_written() {
 }
 
 #[test]
+fn headers_and_indexes_of_the_corpus_point_into_their_files() {
+    each_of("header", checks::header);
+    for fixture in fixtures::all() {
+        checks::header(&fs::read(fixture.path()).unwrap());
+    }
+}
+
+#[test]
+fn options_of_the_corpus_are_each_answered_once() {
+    each_of("options", nbd_checks::options);
+}
+
+#[test]
+fn requests_of_the_corpus_are_each_answered_once_in_any_order() {
+    each_of("requests", nbd_checks::requests);
+}
+
+#[test]
 fn sessions_of_the_corpus_do_not_depend_on_packets() {
-    each_of("session", checks::session);
+    each_of("session", nbd_checks::session);
 }
 
 #[test]

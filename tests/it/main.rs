@@ -24,6 +24,7 @@ mod inspect;
 mod interop;
 mod layers;
 mod limits;
+mod mapping;
 mod meta_context;
 mod negotiation;
 mod pack;

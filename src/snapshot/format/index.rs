@@ -337,7 +337,10 @@ pub fn decode_page(
 ) -> Result<Vec<Entry>, FormatError> {
     let mut fields = Fields::new(bytes, record.offset);
     let count = fields.u64("page entry count")?;
-    if count != record.entries(family) || bytes.len() as u64 != u64::from(record.length) {
+    let exact =
+        count.checked_mul(family.entry_bytes()).and_then(|b| b.checked_add(PAGE_COUNT_BYTES));
+    let length = bytes.len() as u64;
+    if exact != Some(length) || length != u64::from(record.length) {
         return Err(FormatError::Invalid { what: "page entry count", offset: record.offset });
     }
     (0..count)
