@@ -1,86 +1,38 @@
 //! `CACHE`, against raw sockets and a storage that counts.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use hexz_nbd::export::{Catalogue, Export, ExportSettings};
-use hexz_nbd::server::{Limits, Policy};
-use hexz_nbd::snapshot::{Cache, File, FileBackend, OpenOptions, StorageBackend, Stream};
-
 use crate::support::chunks::Chunk;
 use crate::support::fixtures;
 use crate::support::server::{Server, contents};
+use crate::support::storage::{harmless, watched};
 use crate::support::wire::{CACHE, DF, EINVAL, EIO, READ};
-
-/// Counts what is read.
-#[derive(Debug)]
-struct Counting {
-    file: FileBackend,
-    read: Arc<AtomicU64>,
-}
-
-impl StorageBackend for Counting {
-    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        self.file.read_exact_at(offset, buffer)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.file.bytes()
-    }
-
-    fn name(&self) -> &str {
-        self.file.name()
-    }
-}
-
-/// A server whose reads of storage are counted, with a cache of so many bytes.
-async fn counted(cache_bytes: u64) -> (Server, Arc<AtomicU64>) {
-    let read = Arc::new(AtomicU64::new(0));
-    let file = FileBackend::new(&fixtures::path("v082-ext4.hxz")).unwrap();
-    let backend = Counting { file, read: Arc::clone(&read) };
-    let cache = Arc::new(Cache::new(cache_bytes));
-    let options = OpenOptions { cache, ..OpenOptions::default() };
-    let file = File::open_with(Arc::new(backend), options).unwrap();
-    let settings = ExportSettings {
-        name: "disk".into(),
-        description: None,
-        stream: Stream::Main,
-        as_raw: false,
-    };
-    let mut catalogue = Catalogue::default();
-    catalogue.add(Arc::new(Export::new(file, settings).unwrap())).unwrap();
-    (Server::with(Policy::plaintext(catalogue), Limits::default()).await, read)
-}
 
 #[tokio::test]
 async fn what_is_cached_is_read_from_storage_once_and_not_again() {
-    let (server, read) = counted(64 << 20).await;
+    let (server, read) = watched("v082-ext4.hxz", 64 << 20, harmless).await;
     let image = contents("v082-ext4.hxz");
     let mut client = server.open("disk").await;
-    let before = read.load(Ordering::Relaxed);
+    let before = read.bytes();
     client.request(0, CACHE, 1, 0, 16 << 20).await;
     assert_eq!(client.reply(0).await, (0, 1, vec![]));
-    let loaded = read.load(Ordering::Relaxed);
+    let loaded = read.bytes();
     assert!(loaded > before + 500_000, "{} bytes were loaded", loaded - before);
     for offset in (0..16 << 20).step_by(1 << 20) {
         assert!(client.read(offset, 70_000).await == image[offset as usize..][..70_000]);
     }
-    assert_eq!(read.load(Ordering::Relaxed), loaded, "read again");
+    assert_eq!(read.bytes(), loaded, "read again");
 }
 
 /// A decompression for each would make the server work hard for very little.
 #[tokio::test]
 async fn many_small_reads_of_one_block_cost_one_read_of_it() {
-    let (server, read) = counted(64 << 20).await;
+    let (server, read) = watched("v082-ext4.hxz", 64 << 20, harmless).await;
     let mut client = server.open("disk").await;
     client.read(0, 1).await;
-    let first = read.load(Ordering::Relaxed);
+    let first = read.bytes();
     for offset in 1..1000 {
         client.read(offset * 64, 64).await;
     }
-    assert_eq!(read.load(Ordering::Relaxed), first);
+    assert_eq!(read.bytes(), first);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ mod demo;
 mod exports;
 mod extended;
 mod formats;
+mod history;
 mod inspect;
 mod interop;
 mod layers;

@@ -121,6 +121,11 @@ impl Process {
         Self { child, log, log_reader: Some(log_reader), port: 0, directory }
     }
 
+    /// Number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The port on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port
