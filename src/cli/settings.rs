@@ -156,7 +156,7 @@ pub(crate) struct LimitSettings {
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_inflight: Option<ByteSize>,
 
-    /// Bytes asked for and not taken yet, for each client; more has to wait [default: 32MiB]
+    /// Bytes asked for and not taken yet, for each client; more has to wait [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_inflight_per_connection: Option<ByteSize>,
 }
