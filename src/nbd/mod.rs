@@ -17,15 +17,15 @@ pub mod reply;
 pub mod request;
 pub mod transmission;
 pub mod wire;
+pub mod work;
 
 pub use self::block_status::{Described, Extent};
 pub use self::context::{Context, Contexts};
 pub use self::negotiation::{Channel, Entered, Negotiation, Progress, Upgrade};
 pub use self::outbox::Outbox;
 pub use self::reply::{Piece, Replies};
-pub use self::transmission::{
-    Failure, Load, Loaded, Read, ReadFailure, Status, Terms, Transmission, Work,
-};
+pub use self::transmission::{Loaded, Terms, Transmission};
+pub use self::work::{Failure, Load, Read, ReadFailure, Status, Work};
 
 /// What a client may know of an export before it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]

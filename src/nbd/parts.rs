@@ -13,8 +13,8 @@ use crate::nbd::chunks::{
 };
 use crate::nbd::limits::PART_BYTES;
 use crate::nbd::reply::{ReplyTo, simple_reply, total_bytes};
-use crate::nbd::transmission::{Failure, ReadFailure};
 use crate::nbd::wire::chunk_flags;
+use crate::nbd::work::{Failure, ReadFailure};
 use crate::nbd::{Outbox, Piece, Replies};
 
 /// One request of which parts are on their way.

@@ -14,7 +14,9 @@ use crate::snapshot::extents::SharedBlocks;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
 use crate::snapshot::format::{Compression, Family, FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
+use crate::snapshot::part::Part;
 use crate::snapshot::storage::{FileBackend, StorageBackend};
+use crate::snapshot::stream_size::{StreamSize, measure};
 use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
 
 /// How a snapshot is opened.
@@ -100,15 +102,6 @@ pub struct File {
     pub(crate) shared: OnceLock<SharedBlocks>,
     main: StreamSize,
     auxiliary: StreamSize,
-}
-
-/// How far a stream goes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StreamSize {
-    /// What is served.
-    pub(crate) bytes: u64,
-    /// Where the blocks end. What lies behind them in a converted tar archive reads as zeros.
-    pub(crate) blocks_end: u64,
 }
 
 impl File {
@@ -527,63 +520,5 @@ impl File {
         let in_page = block.number.checked_sub(record.start_block)?;
         let entry = in_page.checked_mul(self.structure.family().entry_bytes())?;
         record.offset.checked_add(PAGE_COUNT_BYTES)?.checked_add(entry)
-    }
-}
-
-/// Compares the declared size of a stream with its last page. Format sections 6 and 13.
-fn measure(
-    structure: &Structure,
-    stream: Stream,
-    content: Content,
-    size_from_index: bool,
-) -> Result<StreamSize, Error> {
-    let declared = structure.index().stream_bytes(stream);
-    let last = structure.index().pages(stream).len().checked_sub(1);
-    let last = last.map(|last| structure.page(stream, last, None)).transpose()?;
-    let blocks_end = last.as_ref().map_or(0, Page::end);
-    if declared == 0 && last.is_some_and(|page| size_from_index && page.has_doubtful_length()) {
-        let offset = structure.header().index_offset;
-        let kind = FormatError::Invalid { what: "length of a block without stream size", offset };
-        return Err(structure.error(kind.into()));
-    }
-    let tar_tail = content == Content::Tar && declared > blocks_end;
-    let without_size = declared == 0 && stream == Stream::Main && content == Content::Image;
-    let bytes = match declared {
-        0 if size_from_index => blocks_end,
-        _ if declared == blocks_end || tar_tail || without_size => declared,
-        _ => return Err(structure.stream_size_error(stream, declared, blocks_end)),
-    };
-    Ok(StreamSize { bytes, blocks_end })
-}
-
-/// The part of a block that lies in a range.
-struct Part {
-    range: Range<u64>,
-    block: Block,
-}
-
-impl Part {
-    /// What a converted tar archive declares behind its last block.
-    fn behind_blocks(blocks_end: u64, range: Range<u64>) -> Self {
-        let block =
-            Block { range: blocks_end..range.end, number: u64::MAX, contents: Contents::Zeros };
-        Self { range, block }
-    }
-
-    fn length(&self) -> u64 {
-        self.range.end.saturating_sub(self.range.start)
-    }
-
-    /// This part of the plain bytes of its block. It keeps the whole block in memory as long as it
-    /// lives, so a short one is a copy: what waits for a client that takes nothing is then never
-    /// more than twice what it counts for.
-    fn of(&self, plain: &Bytes) -> Bytes {
-        // A block was checked to have its length when it was decoded, and that fits a u32.
-        let start = self.range.start.saturating_sub(self.block.range.start);
-        let end = start.saturating_add(self.length());
-        let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
-        let part = plain.slice(index(start).min(plain.len())..index(end).min(plain.len()));
-        let is_short = part.len() < plain.len() / 2;
-        if is_short { Bytes::copy_from_slice(&part) } else { part }
     }
 }

@@ -15,7 +15,12 @@ fn sources() -> HashMap<String, String> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                let mut name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                if name == "tests.rs" {
+                    // Those of the file beside the folder.
+                    let folder = path.parent().unwrap().file_name().unwrap();
+                    name = format!("{}.rs", folder.to_str().unwrap());
+                }
                 let text: &mut String = sources.entry(name).or_default();
                 text.push_str(&fs::read_to_string(&path).unwrap());
             }
