@@ -24,9 +24,9 @@ pub(crate) static CONTEXT_NAMES: [&str; 3] = {
 const SECTOR_BYTES: u64 = 512;
 
 impl Export {
-    /// Describes the beginning of a range that was checked against [`ExportInfo::size_bytes`], in
-    /// some of the export's contexts, with at most so many extents in each. May read storage, so
-    /// call it where that stalls nobody.
+    /// Describes the beginning of a range that was checked against the size of the export, in some
+    /// of its contexts, with at most so many extents in each. May read storage, so call it where
+    /// that stalls nobody.
     ///
     /// # Errors
     ///
