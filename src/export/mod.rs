@@ -227,6 +227,12 @@ impl Export {
         }
     }
 
+    /// What bytes are, if all of them are in the cache and reading them is quick. Never waits.
+    #[must_use]
+    pub fn load_cached(&self, offset: u64, length: u32) -> Option<Loaded> {
+        self.read_cached(offset, length).map(|pieces| loaded(&pieces))
+    }
+
     /// Fetches and checks bytes, so that reading them is quick for a while. May read storage and
     /// decode, so call it where that stalls nobody.
     ///
@@ -291,8 +297,7 @@ impl NegotiatedExport for Arc<Export> {
 }
 
 /// What bytes are, of which every one was checked.
-#[must_use]
-pub fn loaded(pieces: &[Piece]) -> Loaded {
+fn loaded(pieces: &[Piece]) -> Loaded {
     let is_hole = pieces.iter().all(|piece| matches!(piece, Piece::Zeros(_)));
     if is_hole { Loaded::Zeros } else { Loaded::Data }
 }

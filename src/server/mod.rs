@@ -68,7 +68,7 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 1024 clients, 256 of one address, 10 seconds to negotiate and 10 for the handshake, idle for
-    /// ever, 256 MiB in flight and 32 MiB for one client, one decoder for each processor, 30 seconds
+    /// ever, 256 MiB in flight and 16 MiB for one client, one decoder for each processor, 30 seconds
     /// to drain.
     fn default() -> Self {
         Self {

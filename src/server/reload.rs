@@ -126,12 +126,11 @@ impl Reloader {
     /// Builds anew on every signal, and when something changes that the policy in force was made
     /// from. What cannot be built is logged, and what was in force stays. Runs until the future is
     /// dropped.
-    pub async fn run<B>(self, mut signal: Signal, seen: Seen, build: B)
+    pub async fn run<B>(self, mut signal: Signal, mut seen: Seen, build: B)
     where
         B: Fn() -> Result<Built, BuildError> + Send + Sync + 'static,
     {
         let build = Arc::new(build);
-        let mut seen = seen;
         loop {
             let why = tokio::select! {
                 _ = signal.recv() => "signal",

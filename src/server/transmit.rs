@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::export::{Export, loaded};
+use crate::export::Export;
 use crate::nbd::transmission::{Ending, Served};
 use crate::nbd::{
     Described, Entered, Failure, Load, Loaded, Outbox, Piece, Read, ReadFailure, Status, Terms,
@@ -130,8 +130,8 @@ fn at_once(work: Work, export: &Export) -> Result<Done, Work> {
             Some(pieces) => Ok(Done::Read(read, Ok(pieces))),
             None => Err(Work::Read(read)),
         },
-        Work::Load(load) => match export.read_cached(load.offset, load.length) {
-            Some(pieces) => Ok(Done::Load(load, Ok(loaded(&pieces)))),
+        Work::Load(load) => match export.load_cached(load.offset, load.length) {
+            Some(loaded) => Ok(Done::Load(load, Ok(loaded))),
             None => Err(Work::Load(load)),
         },
         Work::Status(_) => Err(work),

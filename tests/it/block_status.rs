@@ -9,7 +9,7 @@ use crate::meta_context::contexts_query;
 use crate::support::chunks::Chunk;
 use crate::support::client::{ACK, Client};
 use crate::support::fixtures;
-use crate::support::process::{HEXZ_NBD, Process};
+use crate::support::process::{Process, pack};
 use crate::support::server::{Server, contents};
 use crate::support::wire::{
     BLOCK_STATUS, EINVAL, GO, READ, REQ_ONE, SET_META_CONTEXT, STRUCTURED_REPLY,
@@ -236,17 +236,4 @@ async fn blocks_that_are_stored_once_for_several_places_are_shared_and_others_ar
     let expected = [(block, 1), (block, 0), (block, 1), (block, 0), (2 * block, 1), (block, 0)];
     let chunks = status(&mut client, 0, 0, 7 * BLOCK as u32).await;
     assert_eq!(chunks, [Chunk::Status { context: 3, extents: expected.to_vec() }]);
-}
-
-/// Packs an image beside itself.
-fn pack(image: &std::path::Path, options: &[&str]) -> std::path::PathBuf {
-    let snapshot = image.with_extension("hxz");
-    let packed = std::process::Command::new(HEXZ_NBD)
-        .arg("pack")
-        .args(options)
-        .args([image, &snapshot])
-        .output()
-        .unwrap();
-    assert!(packed.status.success(), "{packed:?}");
-    snapshot
 }

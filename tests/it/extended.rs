@@ -3,14 +3,12 @@
 
 use crate::meta_context::contexts_query;
 use crate::support::chunks::Chunk;
-use crate::support::client::{ACK, Client, ERR_INVALID, request};
+use crate::support::client::{ACK, Client, ERR_EXT_HEADER_REQD, ERR_INVALID, request};
 use crate::support::server::{Server, contents};
 use crate::support::wire::{
     BLOCK_STATUS, CACHE, DF, DISC, EINVAL, EPERM, EXPORT_NAME, EXTENDED_HEADERS, FLUSH,
     PAYLOAD_LEN, READ, SET_META_CONTEXT, STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES,
 };
-
-const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 
 /// A client that has extended headers, and contexts if any are named.
 async fn open(server: &Server, export: &str, contexts: &[&str]) -> Client {

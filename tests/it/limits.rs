@@ -194,6 +194,51 @@ async fn five_hundred_clients_that_go_nowhere_keep_nobody_out_and_cost_little_me
     assert!(grown < EACH_BYTES_MAX * CLIENTS as u64, "{} bytes each", grown / CLIENTS as u64);
 }
 
+/// The clock is that of the test, so neither client is waited for, however slow the machine is.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_idle_for_too_long_is_disconnected_and_one_that_reads_is_not() {
+    let limits = Limits { idle_timeout: Some(Duration::from_secs(10)), ..Limits::default() };
+    let server = Server::with_limits(limits).await;
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let (streams, mut client) = (server.streams(), client::Client { stream: ours });
+    let reading = async {
+        client.greet(3).await;
+        client.go("disk").await;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            assert_eq!(client.read(1080, 2).await, [0x53, 0xef]);
+        }
+        let last = tokio::time::Instant::now();
+        client.expect_end().await;
+        assert_eq!(last.elapsed().as_secs(), 10);
+    };
+    tokio::join!(streams.serve(theirs), reading);
+}
+
+/// Column `tr` of /proc/net/tcp is 2 while the kernel has a keepalive timer, and 1 while it waits for
+/// the last reply to be acknowledged.
+#[tokio::test]
+async fn every_client_is_asked_for_signs_of_life() {
+    let server = Server::start().await;
+    let _client = server.open("disk").await;
+    let port = format!(":{:04X}", server.address.port());
+    let timer = || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut served = sockets.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // Established.
+            (fields[1].ends_with(&port) && fields[3] == "01").then(|| fields[5].to_owned())
+        });
+        served.next().unwrap()
+    };
+    let mut tries = 0;
+    while timer().starts_with("01:") && tries < 1000 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        tries += 1;
+    }
+    assert!(timer().starts_with("02:"), "{}", timer());
+}
+
 #[test]
 fn limits_that_nobody_could_keep_are_refused_with_the_flag_and_the_reason() {
     for (arguments, words) in [

@@ -9,7 +9,7 @@ use hexz_nbd::server::Limits;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::support::client::{self, ACK, option, query, request};
+use crate::support::client::{self, ACK, ERR_SHUTDOWN, option, query, request};
 use crate::support::fixtures;
 use crate::support::process::Process;
 use crate::support::server::Server;
@@ -22,7 +22,6 @@ const DISK_BYTES: u32 = 16 << 20;
 /// `ESHUTDOWN`", and options are to be errored with `NBD_REP_ERR_SHUTDOWN`.
 #[tokio::test]
 async fn what_is_asked_after_the_stop_is_refused_with_that_reason() {
-    const ERR_SHUTDOWN: u32 = 0x8000_0007;
     // The server waits for questions a moment only, and this machine may be slow.
     for _ in 0..20 {
         let server = Server::start().await;

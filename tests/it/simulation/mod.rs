@@ -6,7 +6,7 @@
 
 mod model;
 mod options;
-mod random;
+pub(crate) mod random;
 mod replies;
 mod requests;
 mod wire;

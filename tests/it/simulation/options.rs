@@ -3,11 +3,9 @@
 use crate::simulation::model::{CONTEXTS, Export, FILES};
 use crate::simulation::random::Random;
 use crate::support::client::{
-    ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, INFO, META_CONTEXT, SERVER,
-    option, query,
+    ACK, ERR_EXT_HEADER_REQD, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, INFO,
+    META_CONTEXT, SERVER, option, query,
 };
-
-const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 
 /// How requests are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,9 @@ pub(crate) const ERR_POLICY: u32 = 0x8000_0002;
 pub(crate) const ERR_INVALID: u32 = 0x8000_0003;
 pub(crate) const ERR_TLS_REQD: u32 = 0x8000_0005;
 pub(crate) const ERR_UNKNOWN: u32 = 0x8000_0006;
+pub(crate) const ERR_SHUTDOWN: u32 = 0x8000_0007;
 pub(crate) const ERR_TOO_BIG: u32 = 0x8000_0009;
+pub(crate) const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 
 /// Over TCP, or whatever is made of it.
 pub(crate) struct Client<S = TcpStream> {

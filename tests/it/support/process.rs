@@ -441,3 +441,12 @@ fn the_message_about_a_missing_client_names_its_package_and_the_script() {
     let message = missing("nbdsh");
     assert!(message.contains("python3-libnbd") && message.contains("scripts/setup"), "{message}");
 }
+
+/// Packs an image with these options into a snapshot beside it.
+pub(crate) fn pack(image: &Path, options: &[&str]) -> PathBuf {
+    let snapshot = image.with_extension("hxz");
+    let mut command = Command::new(HEXZ_NBD);
+    let packed = command.arg("pack").args(options).args([image, &snapshot]).output().unwrap();
+    assert!(packed.status.success(), "{packed:?}");
+    snapshot
+}
