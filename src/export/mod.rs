@@ -327,6 +327,8 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
         | ErrorKind::Ambiguous { .. }
         | ErrorKind::StreamSize { .. }
         | ErrorKind::NeedsKey
+        | ErrorKind::WrongPassphrase { .. }
+        | ErrorKind::Iterations(_)
         | ErrorKind::NotEncrypted
         | ErrorKind::NeedsParents { .. }
         | ErrorKind::WrongCompressor { .. }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::snapshot::encryption::IterationsError;
 use crate::snapshot::format::header::HeaderError;
 use crate::snapshot::format::{FormatError, Stream};
 
@@ -78,8 +79,20 @@ pub enum ErrorKind {
         stored_at: u64,
     },
     /// The blocks are encrypted and there is no key.
-    #[error("the snapshot is encrypted, and reading encrypted snapshots needs a key")]
+    #[error("the snapshot is encrypted, and there is no passphrase: name its file with --key-file")]
     NeedsKey,
+    /// No passphrase fits.
+    #[error(
+        "the snapshot is encrypted, and {}", 
+        if *tried == 1 { "the passphrase is wrong" } else { "none of the passphrases is right" }
+    )]
+    WrongPassphrase {
+        /// How many were tried.
+        tried: usize,
+    },
+    /// The key is not derived.
+    #[error("the snapshot is encrypted, and {0}")]
+    Iterations(#[from] IterationsError),
     /// A key was given for a snapshot that is not encrypted.
     #[error("a key was given, but the snapshot is not encrypted")]
     NotEncrypted,
@@ -134,6 +147,9 @@ pub enum Damage {
     /// BLAKE3 of the plain bytes.
     #[error("BLAKE3 differs")]
     Hash,
+    /// The block cannot be encrypted.
+    #[error("encryption failed")]
+    Encryption,
     /// Decryption refused the stored bytes.
     #[error("decryption failed")]
     Decryption,

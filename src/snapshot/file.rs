@@ -1,64 +1,22 @@
 //! An opened snapshot: how long, what is where, and give me these bytes.
 
 use std::ops::Range;
-use std::path::Path;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageKey};
+use crate::snapshot::cache::{BlockKey, Cache, FileId, PageKey};
 use crate::snapshot::content::{self, Content};
-use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
+use crate::snapshot::decode::{Compressor, Decoder, Encryptor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::extents::SharedBlocks;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
-use crate::snapshot::format::{Compression, Family, FormatError, Stream};
+use crate::snapshot::format::{Family, FormatError, Stream};
+use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Page};
 use crate::snapshot::part::Part;
-use crate::snapshot::storage::{FileBackend, StorageBackend};
 use crate::snapshot::stream_size::{StreamSize, measure};
-use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
-
-/// How a snapshot is opened.
-#[derive(Debug, Clone)]
-pub struct OpenOptions {
-    /// Where decoded blocks and index pages are kept.
-    pub cache: Arc<Cache>,
-    /// Take the size of a stream from its index where the index declares 0, as it does for a
-    /// snapshot that was packed from a block device. Format section 13.
-    ///
-    /// Nothing then tells a damaged block length in the last page from a right one until the
-    /// block is decoded, and lengths of holes never: blocks behind it would be found elsewhere.
-    pub size_from_index: bool,
-    /// Largest block accepted, in plain bytes.
-    pub block_bytes_max: u32,
-    /// What each decoded block is compared with.
-    pub check: Check,
-}
-
-impl Default for OpenOptions {
-    /// One cache of 256 MiB for all files that are opened like this.
-    fn default() -> Self {
-        static SHARED: LazyLock<Arc<Cache>> =
-            LazyLock::new(|| Arc::new(Cache::new(CACHE_BYTES_DEFAULT)));
-        Self {
-            cache: Arc::clone(&SHARED),
-            size_from_index: false,
-            block_bytes_max: BLOCK_BYTES_MAX_DEFAULT,
-            check: Check::Crc,
-        }
-    }
-}
-
-/// What a decoded block is compared with before a byte of it is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Check {
-    /// CRC-32 of the stored bytes: finds damage.
-    Crc,
-    /// The CRC-32, and BLAKE3 of the plain bytes where the index has it. Always so where a
-    /// dictionary is used, since no CRC covers that.
-    Blake3,
-}
+use crate::snapshot::structure::{self, Structure};
 
 /// Bytes of a stream, as they lie in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,76 +63,17 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a snapshot in a local file and picks the decompressor that it needs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] if the file cannot be read, is not a snapshot, contradicts itself, or needs a
-    /// key or parents.
-    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, Error> {
-        let backend = FileBackend::new(path.as_ref())?;
-        Self::open_with(Arc::new(backend), OpenOptions::default())
-    }
-
-    /// Opens a snapshot in any storage and picks the decompressor that it needs.
-    ///
-    /// # Errors
-    ///
-    /// As [`File::open`].
-    pub fn open_with(
-        storage: Arc<dyn StorageBackend>,
-        options: OpenOptions,
-    ) -> Result<Arc<Self>, Error> {
-        let structure = Structure::read(storage, options.block_bytes_max)?;
-        let compressor: Box<dyn Compressor> = match structure.header().compression {
-            Compression::Lz4 => Box::new(Lz4Compressor::new()),
-            Compression::Zstd => {
-                let dictionary = structure.dictionary()?;
-                let offset = structure.header().dictionary.map_or(0, |span| span.offset);
-                let zstd = ZstdCompressor::new(dictionary)
-                    .map_err(|source| structure.error(ErrorKind::Dictionary { offset, source }))?;
-                Box::new(zstd)
-            }
-        };
-        Self::from_structure(structure, compressor, None, options)
-    }
-
-    /// Opens a snapshot with a decompressor, and a decryptor if it is encrypted, of the caller's.
-    ///
-    /// # Errors
-    ///
-    /// As [`File::open`], and [`ErrorKind::WrongCompressor`] if the file needs another one.
-    pub fn new(
-        backend: Arc<dyn StorageBackend>,
-        compressor: Box<dyn Compressor>,
-        encryptor: Option<Box<dyn Encryptor>>,
-    ) -> Result<Arc<Self>, Error> {
-        let options = OpenOptions::default();
-        let structure = Structure::read(backend, options.block_bytes_max)?;
-        Self::from_structure(structure, compressor, encryptor, options)
-    }
-
-    fn from_structure(
+    pub(crate) fn from_structure(
         structure: Structure,
         compressor: Box<dyn Compressor>,
         encryptor: Option<Box<dyn Encryptor>>,
         options: OpenOptions,
     ) -> Result<Arc<Self>, Error> {
         let header = structure.header();
-        let (needed, given) = (header.compression, compressor.compression());
-        let refusal = if !header.parents.is_empty() {
-            Some(ErrorKind::NeedsParents { parents: header.parents.clone() })
-        } else if header.encryption.is_some() && encryptor.is_none() {
-            Some(ErrorKind::NeedsKey)
-        } else if header.encryption.is_none() && encryptor.is_some() {
-            Some(ErrorKind::NotEncrypted)
-        } else if needed != given {
-            Some(ErrorKind::WrongCompressor { needed: needed.name(), given: given.name() })
-        } else {
-            None
-        };
-        if let Some(kind) = refusal {
-            return Err(structure.error(kind));
+        if !header.parents.is_empty() {
+            return Err(
+                structure.error(ErrorKind::NeedsParents { parents: header.parents.clone() })
+            );
         }
         let has_dictionary = header.dictionary.is_some_and(|span| span.length != 0);
         let metadata = structure.metadata()?;

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use hexz_nbd::snapshot::Passphrase;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// The list of all fixtures. Its own `schema` field describes the fields.
 #[derive(Deserialize)]
@@ -96,6 +98,11 @@ pub(crate) fn named(file: &str) -> Fixture {
 /// A file of `tests/data`.
 pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A passphrase as a reader wants it.
+pub(crate) fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(Zeroizing::new(text.as_bytes().to_vec())).unwrap()
 }
 
 /// SHA-256 in lower case hexadecimal.
