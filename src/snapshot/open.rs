@@ -1,10 +1,11 @@
 //! From a storage to a snapshot that can be read: decompressor, key, parents.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use crate::snapshot::cache::{CACHE_BYTES_DEFAULT, Cache};
+use crate::snapshot::chain::{self, Ancestor, Descent, Registry};
 use crate::snapshot::decode::{Compressor, Encryptor, Lz4Compressor, ZstdCompressor};
 use crate::snapshot::encryption::{BlockCipher, Passphrase};
 use crate::snapshot::error::{Error, ErrorKind};
@@ -32,10 +33,18 @@ pub struct OpenOptions {
     pub check: Check,
     /// Tried in turn if the snapshot is encrypted, and not kept. Deriving a key takes its time.
     pub passphrases: Vec<Passphrase>,
+    /// Where parents of thin snapshots are looked for, behind the directory of the child.
+    pub parent_directories: Vec<PathBuf>,
+    /// BLAKE3 of the files that may stand above a thin snapshot, in any generation. If there is
+    /// one, every file above it is read as a whole and must have one of them. References of
+    /// family A carry nothing that would show that a parent was replaced.
+    pub parent_digests: Vec<[u8; 32]>,
+    /// Snapshots that are open already.
+    pub registry: Arc<Registry>,
 }
 
 impl Default for OpenOptions {
-    /// One cache of 256 MiB for all files that are opened like this.
+    /// One cache of 256 MiB for all files that are opened like this, and a registry for each.
     fn default() -> Self {
         static SHARED: LazyLock<Arc<Cache>> =
             LazyLock::new(|| Arc::new(Cache::new(CACHE_BYTES_DEFAULT)));
@@ -45,6 +54,9 @@ impl Default for OpenOptions {
             block_bytes_max: BLOCK_BYTES_MAX_DEFAULT,
             check: Check::Crc,
             passphrases: Vec::new(),
+            parent_directories: Vec::new(),
+            parent_digests: Vec::new(),
+            registry: Arc::default(),
         }
     }
 }
@@ -80,15 +92,50 @@ impl File {
         storage: Arc<dyn StorageBackend>,
         options: OpenOptions,
     ) -> Result<Arc<Self>, Error> {
+        let file = Self::open_in(storage, &options, &mut Descent::default())?;
+        file.check_pins(&options.parent_digests)?;
+        Ok(file)
+    }
+
+    /// Opens a snapshot, as a parent of others that are being opened or by itself.
+    pub(crate) fn open_in(
+        storage: Arc<dyn StorageBackend>,
+        options: &OpenOptions,
+        descent: &mut Descent,
+    ) -> Result<Arc<Self>, Error> {
+        let key = chain::Key::new(&*storage, options);
+        if let Some(open) = key.as_ref().and_then(|key| options.registry.find(key)) {
+            return Ok(open);
+        }
         let structure = Structure::read(storage, options.block_bytes_max)?;
         let compressor = decompressor(&structure)?;
-        let encryptor: Option<Box<dyn Encryptor>> = match structure.header().encryption {
-            Some(encryption) => {
-                Some(Box::new(unlock(&structure, &encryption, &options.passphrases)?))
-            }
+        let cipher = match structure.header().encryption {
+            Some(encryption) => Some(unlock(&structure, &encryption, &options.passphrases)?),
             None => None,
         };
-        Self::from_structure(structure, compressor, encryptor, options)
+        let is_encrypted = cipher.is_some();
+        let encryptor = cipher.map(|cipher| Box::new(cipher) as Box<dyn Encryptor>);
+        let parents = chain::open_parents(&structure, options, descent)?;
+        let file = Self::from_structure(structure, compressor, encryptor, parents, options)?;
+        if let Some(key) = key.filter(|_| !is_encrypted) {
+            options.registry.insert(key, &file);
+        }
+        Ok(file)
+    }
+
+    /// Every snapshot above this one must be one of those.
+    fn check_pins(&self, digests: &[[u8; 32]]) -> Result<(), Error> {
+        if digests.is_empty() {
+            return Ok(());
+        }
+        for Ancestor { file, .. } in self.ancestors() {
+            let digest = file.digest()?;
+            if !digests.contains(&digest) {
+                let parent = file.structure().name().to_owned();
+                return Err(self.structure().error(ErrorKind::UnpinnedParent { parent, digest }));
+            }
+        }
+        Ok(())
     }
 
     /// Opens a snapshot with a decompressor, and a decryptor if it is encrypted, of the caller's.
@@ -114,10 +161,11 @@ impl File {
         } else {
             None
         };
-        match refusal {
-            Some(kind) => Err(structure.error(kind)),
-            None => Self::from_structure(structure, compressor, encryptor, options),
+        if let Some(kind) = refusal {
+            return Err(structure.error(kind));
         }
+        let parents = chain::open_parents(&structure, &options, &mut Descent::default())?;
+        Self::from_structure(structure, compressor, encryptor, parents, &options)
     }
 }
 

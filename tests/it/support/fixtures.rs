@@ -1,8 +1,9 @@
 //! Files that releases of Hexz made, and what they must read back to.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use hexz_nbd::snapshot::Passphrase;
+use hexz_nbd::snapshot::{Error, File, FileBackend, OpenOptions, Passphrase};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -70,6 +71,13 @@ pub(crate) struct Expect {
 impl Fixture {
     pub(crate) fn path(&self) -> PathBuf {
         path(&self.file)
+    }
+
+    /// Opens it with its password, and looks for its parents beside it.
+    pub(crate) fn open(&self) -> Result<Arc<File>, Error> {
+        let passphrases = self.password.as_deref().map(passphrase).into_iter().collect();
+        let storage = Arc::new(FileBackend::new(&self.path())?);
+        File::open_with(storage, OpenOptions { passphrases, ..OpenOptions::default() })
     }
 
     /// Neither encrypted nor thin.
