@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use crate::cli::Failure;
 use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
-use crate::cli::reading::{CheckChoice, ReadingSettings};
+use crate::cli::reading::{CheckChoice, ReadingSettings, parse_digest};
 use crate::cli::settings::{
     AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
     TlsSettings,
@@ -57,6 +57,7 @@ struct Document {
     unix: Vec<PathBuf>,
     default_export: Option<String>,
     key_file: Vec<PathBuf>,
+    parent_dir: Vec<PathBuf>,
     check: Option<CheckChoice>,
     #[serde(deserialize_with = "from_text")]
     cache_size: Option<ByteSize>,
@@ -109,6 +110,8 @@ struct Export {
     stream: Option<StreamName>,
     key_file: Option<PathBuf>,
     #[serde(default)]
+    parent_blake3: Vec<Digest>,
+    #[serde(default)]
     as_raw: bool,
     #[serde(default)]
     plaintext: bool,
@@ -119,6 +122,16 @@ struct Export {
 /// A number, or a text with a number and a unit.
 #[derive(Debug, Clone, Copy)]
 struct Bytes(u64);
+
+/// A BLAKE3 in hexadecimal digits.
+#[derive(Debug)]
+struct Digest([u8; 32]);
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_digest(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
+}
 
 /// A number of bytes, or `index` for the one that the index of the snapshot has.
 #[derive(Debug, Clone, Copy)]
@@ -188,6 +201,7 @@ impl Document {
             },
             round_up: export.round_up,
             key_file: export.key_file.map(path),
+            parent_blake3: export.parent_blake3.into_iter().map(|Digest(digest)| digest).collect(),
             as_raw: export.as_raw,
             plaintext: export.plaintext,
             allow: export.allow,
@@ -205,7 +219,11 @@ impl Document {
                 tls_min_version: self.tls.min_version,
             },
             allow: self.allow,
-            reading: ReadingSettings { key_file: paths(self.key_file), check: self.check },
+            reading: ReadingSettings {
+                key_file: paths(self.key_file),
+                parent_dir: paths(self.parent_dir),
+                check: self.check,
+            },
             limits: LimitSettings {
                 cache_size: self.cache_size,
                 max_connections: self.max_connections,
@@ -268,6 +286,10 @@ mod tests {
             max_inflight = "1GiB"
             max_inflight_per_connection = "32MiB"
 
+            key_file = ["/etc/hexz-nbd/passphrase"]
+            parent_dir = ["/srv/base"]
+            check = "blake3"
+
             [tls]
             mode = "require"
             cert = "/etc/hexz-nbd/srv.pem"
@@ -299,6 +321,9 @@ mod tests {
         assert_eq!(settings.limits.drain_timeout, Some(Duration::from_secs(60)));
         assert_eq!(settings.limits.max_inflight, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.max_inflight_per_connection, Some(ByteSize(32 << 20)));
+        assert_eq!(settings.reading.key_file, [Path::new("/etc/hexz-nbd/passphrase")]);
+        assert_eq!(settings.reading.parent_dir, [Path::new("/srv/base")]);
+        assert_eq!(settings.reading.check, Some(CheckChoice::Blake3));
         assert_eq!(settings.tls.tls, Some(TlsChoice::Require));
         assert_eq!(settings.tls.tls_cert, Some("/etc/hexz-nbd/srv.pem".into()));
         assert_eq!(settings.tls.tls_min_version, Some(MinVersion::Tls13));
@@ -373,6 +398,8 @@ mod tests {
             ("[[export]]\npath = \"x\"\nsize = \"indexes\"", 3, "\"index\""),
             ("[[export]]\npath = \"x\"\noffset = -1", 3, "expected bytes"),
             ("[[export]]\npath = \"x\"\noffset = \"1Q\"", 3, "unknown unit"),
+            ("[[export]]\npath = \"x\"\nparent_blake3 = [\"12\"]", 3, "64 hexadecimal"),
+            ("check = \"sha1\"", 1, "unknown variant"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(&format!("hexz-nbd.toml: line {line}: ")), "{text}: {error}");

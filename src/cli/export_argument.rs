@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::cli::reading::{Reading, ReadingSettings};
+use crate::cli::reading::{Reading, ReadingSettings, parse_digest};
 use crate::cli::settings::AllowSettings;
 use crate::cli::size::ByteSize;
 use crate::export::{Part, RoundUp, Shape};
@@ -22,6 +22,8 @@ pub(crate) struct ExportArgument {
     pub(crate) round_up: Option<RoundUp>,
     /// File with the passphrase, in place of the one for all.
     pub(crate) key_file: Option<PathBuf>,
+    /// BLAKE3 of the files that may be its parents, in any generation. Any if there is none.
+    pub(crate) parent_blake3: Vec<[u8; 32]>,
     pub(crate) as_raw: bool,
     /// Clients without TLS may read it, where others need TLS.
     pub(crate) plaintext: bool,
@@ -50,6 +52,7 @@ impl ExportArgument {
             part: PartArgument::default(),
             round_up: None,
             key_file: None,
+            parent_blake3: Vec::new(),
             as_raw: false,
             plaintext: false,
             allow: AllowSettings::default(),
@@ -93,6 +96,7 @@ impl ExportArgument {
     pub(crate) fn reading(&self, all: &ReadingSettings) -> Reading {
         let mut reading = Reading::new(all);
         reading.size_from_index = self.size_from_index;
+        reading.parent_digests.clone_from(&self.parent_blake3);
         if let Some(key_file) = &self.key_file {
             reading.key_files = vec![key_file.clone()];
         }
@@ -132,6 +136,7 @@ impl ExportArgument {
             }
             Some(("round-up", text)) => self.round_up = Some(round_up(bytes("round-up", text)?)?),
             Some(("key-file", path)) => self.key_file = Some(path.into()),
+            Some(("parent-blake3", text)) => self.parent_blake3.push(parse_digest(text)?),
             Some(("stream", "main")) => self.stream = Some(Stream::Main),
             Some(("stream", "aux")) => self.stream = Some(Stream::Auxiliary),
             None if field == "as-raw" => self.as_raw = true,
@@ -140,7 +145,8 @@ impl ExportArgument {
                 return Err(format!(
                     "unknown option `{field}`; there are desc=TEXT, offset=BYTES, size=BYTES, \
                      size=index, partition=NUMBER, round-up=512, stream=main, stream=aux, \
-                     key-file=FILE, as-raw and plaintext (a comma inside a value is written twice)"
+                     key-file=FILE, parent-blake3=HEX, as-raw and plaintext (a comma inside a value is \
+                     written twice)"
                 ));
             }
         }
@@ -194,9 +200,11 @@ mod tests {
         assert_eq!(parse("a/disk.hxz"), Ok(ExportArgument::of_path("a/disk.hxz")));
         assert_eq!(parse("./a=b.hxz"), Ok(ExportArgument::of_path("./a=b.hxz")));
         assert_eq!(
-            parse(
-                "root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,key-file=secret,as-raw,plaintext"
-            ),
+            parse(&format!(
+                "root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,key-file=secret,\
+                 parent-blake3={},as-raw,plaintext",
+                "ab".repeat(32)
+            )),
             Ok(ExportArgument {
                 name: Some("root".into()),
                 path: "a/disk.hxz".into(),
@@ -206,6 +214,7 @@ mod tests {
                 part: PartArgument::default(),
                 round_up: None,
                 key_file: Some("secret".into()),
+                parent_blake3: vec![[0xab; 32]],
                 as_raw: true,
                 plaintext: true,
                 allow: AllowSettings::default(),
@@ -259,6 +268,7 @@ mod tests {
             ("disk.hxz,round-up=1000", "power of two from 512 to 65536"),
             ("disk.hxz,round-up=128KiB", "power of two from 512 to 65536"),
             ("disk.hxz,as-raw=yes", "unknown option"),
+            ("disk.hxz,parent-blake3=12", "64 hexadecimal digits"),
             ("disk.hxz,stream=memory", "stream=aux"),
         ] {
             let error = parse(text).unwrap_err();

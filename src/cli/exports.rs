@@ -7,13 +7,13 @@ use std::sync::{Arc, Weak};
 use crate::cli::Failure;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::open_files::OpenFiles;
-use crate::cli::reading::Reading;
+use crate::cli::reading::{Reading, Shared};
 use crate::cli::report::{Report, Reports};
 use crate::cli::settings::{AllowSettings, Settings};
 use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
-use crate::snapshot::{Cache, File, Stream};
+use crate::snapshot::{Cache, File, Registry, Stream};
 use crate::tls::{Rule, RuleError, Rules};
 
 /// A directory stands for the files in it with this extension.
@@ -22,7 +22,7 @@ const EXTENSION: &str = "hxz";
 /// Opens exports, and knows those that are open: what has not changed is not opened again.
 #[derive(Debug)]
 pub(crate) struct Exports {
-    cache: Arc<Cache>,
+    shared: Shared,
     open: Open,
     has_started: bool,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Opened {
 
 /// One time that everything is opened.
 struct Round<'a> {
-    cache: &'a Arc<Cache>,
+    shared: &'a Shared,
     settings: &'a Settings,
     before: &'a Open,
     is_start: bool,
@@ -84,7 +84,8 @@ struct Round<'a> {
 
 impl Exports {
     pub(crate) fn new(cache: Arc<Cache>) -> Self {
-        Self { cache, open: Open::default(), has_started: false }
+        let shared = Shared { cache, registry: Arc::new(Registry::default()) };
+        Self { shared, open: Open::default(), has_started: false }
     }
 
     /// Opens everything that is asked for. Exports that were open before and are not asked for
@@ -109,7 +110,7 @@ impl Exports {
             arguments.iter().map(|argument| (argument, is_directory(argument))).collect();
         let by_themselves = arguments.iter().filter(|(_, is_directory)| !is_directory);
         let mut round = Round {
-            cache: &self.cache,
+            shared: &self.shared,
             settings,
             before: &self.open,
             is_start: !self.has_started,
@@ -299,10 +300,10 @@ impl Round<'_> {
         state: &State,
         reading: &Reading,
     ) -> Result<Vec<Arc<Export>>, Failure> {
-        let Self { now, before, cache, settings, .. } = self;
+        let Self { now, before, shared, settings, .. } = self;
         let any_permissions = settings.insecure.insecure_key_permissions;
         let (path, before) = (&argument.path, &before.files);
-        let file = now.files.open(path, state, reading, cache, any_permissions, before)?;
+        let file = now.files.open(path, state, reading, shared, any_permissions, before)?;
         exports_of(&file, argument, name)
     }
 

@@ -15,16 +15,20 @@ use crate::snapshot::format::header::Header;
 use crate::snapshot::format::index::{Entry, EntryKind};
 use crate::snapshot::page::hashes_of_zeros;
 use crate::snapshot::structure::BLOCK_BYTES_MAX_DEFAULT;
-use crate::snapshot::{Content, FileBackend, Stream, Structure};
+use crate::snapshot::{Content, FileBackend, StorageBackend as _, Stream, Structure, chain};
 
 /// Show what a snapshot is and how it is stored.
 ///
-/// Reads the header and the index only, so it needs neither a password nor parents.
+/// Reads the header and the index only, so it needs neither a passphrase nor parents.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The snapshot.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// Directory in which parents of a thin snapshot are looked for, behind its own, repeatable.
+    #[arg(long, value_name = "DIR")]
+    parent_dir: Vec<PathBuf>,
 
     /// Print JSON instead of text.
     #[arg(long)]
@@ -34,7 +38,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let storage = Arc::new(FileBackend::new(&arguments.file)?);
     let structure = Structure::read(storage, BLOCK_BYTES_MAX_DEFAULT)?;
-    let report = Report::of(&structure)?;
+    let report = Report::of(&structure, &arguments.parent_dir)?;
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -66,6 +70,8 @@ struct Report {
     ratio: Option<f64>,
     /// As recorded. Untrusted.
     parents: Vec<String>,
+    /// The files that are taken for them. `null` where there is none.
+    parent_files: Vec<Option<String>>,
     encryption: Option<Encryption>,
     signature: Option<Signature>,
     metadata_bytes: Option<u64>,
@@ -107,6 +113,8 @@ struct StreamReport {
     data_entries: u64,
     sparse_entries: u64,
     parent_entries: u64,
+    /// Nothing shows if the parent of these is replaced.
+    parent_entries_without_hash: u64,
     empty_entries: u64,
     corrupt_entries: u64,
     distinct_blocks: u64,
@@ -135,7 +143,7 @@ struct Lengths {
 }
 
 impl Report {
-    fn of(structure: &Structure) -> Result<Self, Failure> {
+    fn of(structure: &Structure, parent_directories: &[PathBuf]) -> Result<Self, Failure> {
         let header = structure.header();
         let main = StreamReport::of(structure, Stream::Main);
         let auxiliary = StreamReport::of(structure, Stream::Auxiliary);
@@ -159,6 +167,14 @@ impl Report {
             content_bytes,
             ratio: ratio(content_bytes, structure.file_bytes()),
             parents: header.parents.clone(),
+            parent_files: header
+                .parents
+                .iter()
+                .map(|recorded| {
+                    let found = chain::locate(structure, recorded, parent_directories).ok()?;
+                    Some(found.name().to_owned())
+                })
+                .collect(),
             encryption: header.encryption.map(|encryption| Encryption {
                 kdf: "pbkdf2-hmac-sha256",
                 iterations: encryption.iterations,
@@ -189,8 +205,20 @@ impl Report {
         }
         lines.add("block size", format_args!("{}, informative", ByteSize(self.block_bytes.into())));
         lines.add("chunking", &self.chunking);
-        for parent in &self.parents {
+        for (parent, file) in self.parents.iter().zip(&self.parent_files) {
             lines.add("parent", Escaped(parent));
+            lines.add("parent file", Escaped(file.as_deref().unwrap_or("not found")));
+        }
+        let streams = [Some(&self.main), self.auxiliary.as_ref()].into_iter().flatten();
+        let unhashed: u64 = streams.map(|stream| stream.parent_entries_without_hash).sum();
+        if unhashed != 0 {
+            lines.add(
+                "unnoticed",
+                format_args!(
+                    "{unhashed} references into parents have no hash: a replaced parent would \
+                     give other bytes and nothing would show it; pin it with parent-blake3="
+                ),
+            );
         }
         match &self.encryption {
             None => lines.add("encryption", "none"),
@@ -382,6 +410,7 @@ impl Counter {
                 }
                 Ok(EntryKind::Parent) => {
                     report.parent_entries += 1;
+                    report.parent_entries_without_hash += u64::from(entry.hash == [0; 32]);
                     self.parent_bytes += bytes;
                 }
                 Ok(EntryKind::Nothing) => report.empty_entries += 1,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::Failure;
-use crate::cli::reading::Reading;
+use crate::cli::reading::{Reading, Shared};
 use crate::server::reload::State;
-use crate::snapshot::{Cache, File, FileBackend};
+use crate::snapshot::{File, FileBackend};
 
 /// Open files, by what they were opened from and how. Whoever has the same file shares its blocks
 /// in the cache.
@@ -35,14 +35,14 @@ impl OpenFiles {
         path: &Path,
         state: &State,
         reading: &Reading,
-        cache: &Arc<Cache>,
+        shared: &Shared,
         any_permissions: bool,
         before: &Self,
     ) -> Result<Arc<File>, Failure> {
         if let Some(file) = self.keep(path, state, reading, before) {
             return Ok(file);
         }
-        let options = reading.options(cache, any_permissions)?;
+        let options = reading.options(shared, any_permissions)?;
         let file = File::open_with(Arc::new(FileBackend::new(path)?), options)?;
         self.0.insert(Key::new(path, state, reading), Arc::clone(&file));
         Ok(file)

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::cli::Failure;
 use crate::cli::passphrases;
-use crate::snapshot::{Cache, Check, OpenOptions};
+use crate::snapshot::{Cache, Check, OpenOptions, Registry};
 
 /// For all snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -21,6 +21,13 @@ pub(crate) struct ReadingSettings {
     /// environment variable HEXZ_NBD_PASSPHRASE, else from the credential `passphrase` of systemd.
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Vec<PathBuf>,
+
+    /// Directory in which parents of thin snapshots are looked for, behind that of the child,
+    /// repeatable
+    ///
+    /// Only the last component of the path that a snapshot records counts, and only regular files.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parent_dir: Vec<PathBuf>,
 
     /// What each decoded block is compared with [default: crc]
     #[arg(long, value_name = "CHECK", value_enum)]
@@ -42,9 +49,17 @@ impl ReadingSettings {
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             key_file: if self.key_file.is_empty() { other.key_file } else { self.key_file },
+            parent_dir: if self.parent_dir.is_empty() { other.parent_dir } else { self.parent_dir },
             check: self.check.or(other.check),
         }
     }
+}
+
+/// What all snapshots share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) registry: Arc<Registry>,
 }
 
 /// For one snapshot. Equal ones open a file in the same way.
@@ -52,6 +67,9 @@ impl ReadingSettings {
 pub(crate) struct Reading {
     pub(crate) size_from_index: bool,
     pub(crate) key_files: Vec<PathBuf>,
+    pub(crate) parent_directories: Vec<PathBuf>,
+    /// BLAKE3 of the files that may be parents. Any if there is none.
+    pub(crate) parent_digests: Vec<[u8; 32]>,
     pub(crate) check: Check,
 }
 
@@ -61,6 +79,8 @@ impl Reading {
         Self {
             size_from_index: false,
             key_files: settings.key_file.clone(),
+            parent_directories: settings.parent_dir.clone(),
+            parent_digests: Vec::new(),
             check: match settings.check {
                 Some(CheckChoice::Blake3) => Check::Blake3,
                 Some(CheckChoice::Crc) | None => Check::Crc,
@@ -71,15 +91,24 @@ impl Reading {
     /// Reads what has to be read for it: passphrases, which are gone when the snapshot is open.
     pub(crate) fn options(
         &self,
-        cache: &Arc<Cache>,
+        shared: &Shared,
         any_permissions: bool,
     ) -> Result<OpenOptions, Failure> {
         Ok(OpenOptions {
-            cache: Arc::clone(cache),
+            cache: Arc::clone(&shared.cache),
+            registry: Arc::clone(&shared.registry),
+            parent_directories: self.parent_directories.clone(),
+            parent_digests: self.parent_digests.clone(),
             size_from_index: self.size_from_index,
             check: self.check,
             passphrases: passphrases::load(&self.key_files, any_permissions)?,
             ..OpenOptions::default()
         })
     }
+}
+
+/// Digits of a BLAKE3, as `b3sum` prints it.
+pub(crate) fn parse_digest(text: &str) -> Result<[u8; 32], String> {
+    let wrong = || format!("{text:?} is no BLAKE3: expected 64 hexadecimal digits, as of b3sum");
+    blake3::Hash::from_hex(text).map(Into::into).map_err(|_| wrong())
 }

@@ -45,7 +45,8 @@ pub(crate) struct Arguments {
     /// `size=BYTES` export a part of it, `round-up=512` pads it with zeros to whole sectors,
     /// `size=index` takes the size from the index (for a snapshot of a block device that was
     /// recorded with the size 0), `stream=main` or `stream=aux` exports one stream alone,
-    /// `key-file=FILE` has the passphrase of an encrypted one, `as-raw` exports an archive that is not a
+    /// `key-file=FILE` has the passphrase of an encrypted one, `parent-blake3=HEX` pins the parents of a
+    /// thin one to files with this BLAKE3 (repeatable, one for each), `as-raw` exports an archive that is not a
     /// disk image, `plaintext` opens it to clients without TLS under --tls=on. A comma inside TEXT is written twice.
     #[arg(
         value_name = "SNAPSHOT",

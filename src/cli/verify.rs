@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     key_file: Vec<PathBuf>,
 
+    /// Directory in which parents of a thin snapshot are looked for, behind its own, repeatable.
+    #[arg(long, value_name = "DIR")]
+    parent_dir: Vec<PathBuf>,
+
     /// How many blocks to decode at the same time. As many as there are processors if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -44,6 +48,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         size_from_index: true,
         check: Check::Blake3,
         passphrases: passphrases::load(&arguments.key_file, false)?,
+        parent_directories: arguments.parent_dir.clone(),
         ..OpenOptions::default()
     };
     let file = File::open_with(Arc::new(FileBackend::new(&arguments.file)?), options)?;

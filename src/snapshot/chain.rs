@@ -110,8 +110,20 @@ impl Registry {
 #[derive(Debug, Default)]
 pub(crate) struct Descent {
     path: Vec<Option<Identity>>,
-    /// Parents that were opened, so that no file makes this take for ever.
+    /// How many were opened, so that no file makes this take for ever.
     opened: usize,
+}
+
+impl Descent {
+    /// One more snapshot is opened.
+    pub(crate) fn count(&mut self) -> Result<(), ErrorKind> {
+        self.opened = self.opened.saturating_add(1);
+        // The one at the bottom is no ancestor.
+        if self.opened > ANCESTORS_MAX.saturating_add(1) {
+            return Err(ErrorKind::TooManyAncestors);
+        }
+        Ok(())
+    }
 }
 
 /// Opens the parents of a snapshot, and theirs.
@@ -129,11 +141,7 @@ pub(crate) fn open_parents(
     }
     descent.path.push(structure.storage().identity());
     let parents = recorded.iter().map(|recorded| {
-        let storage = find(structure, recorded, options, descent)?;
-        descent.opened = descent.opened.saturating_add(1);
-        if descent.opened > ANCESTORS_MAX {
-            return Err(structure.error(ErrorKind::TooManyAncestors));
-        }
+        let storage = find(structure, recorded, &options.parent_directories, descent)?;
         File::open_in(Arc::new(storage), options, descent)
             .map_err(|error| structure.error(ErrorKind::Parent(Box::new(error))))
     });
@@ -142,11 +150,24 @@ pub(crate) fn open_parents(
     parents
 }
 
-/// The file that is meant by a recorded path.
+/// The file that is meant by a recorded path of a parent, if only its name counts.
+///
+/// # Errors
+///
+/// [`Error`] that names the snapshot and the parent, if there is none.
+pub fn locate(
+    child: &Structure,
+    recorded: &str,
+    parent_directories: &[PathBuf],
+) -> Result<FileBackend, Error> {
+    let descent = Descent { path: vec![child.storage().identity()], opened: 0 };
+    find(child, recorded, parent_directories, &descent)
+}
+
 fn find(
     child: &Structure,
     recorded: &str,
-    options: &OpenOptions,
+    parent_directories: &[PathBuf],
     descent: &Descent,
 ) -> Result<FileBackend, Error> {
     let Some(name) = Path::new(recorded).file_name() else {
@@ -154,7 +175,7 @@ fn find(
     };
     let mut search = Search { name, cycle: false, refused: None };
     let beside = child.storage().directory().into_iter();
-    let named = options.parent_directories.iter().map(PathBuf::as_path);
+    let named = parent_directories.iter().map(PathBuf::as_path);
     let mut looked_in = Vec::new();
     for directory in beside.chain(named) {
         if let Some(found) = search.look(directory, descent) {

@@ -108,6 +108,7 @@ impl File {
             return Ok(open);
         }
         let structure = Structure::read(storage, options.block_bytes_max)?;
+        descent.count().map_err(|kind| structure.error(kind))?;
         let compressor = decompressor(&structure)?;
         let cipher = match structure.header().encryption {
             Some(encryption) => Some(unlock(&structure, &encryption, &options.passphrases)?),

@@ -39,6 +39,7 @@ mod simulation;
 mod starttls;
 mod structured;
 mod support;
+mod thin;
 mod transmission;
 mod upstream;
 mod verify;

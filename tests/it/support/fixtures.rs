@@ -53,6 +53,7 @@ pub(crate) struct StreamContent {
     pub(crate) chunk_sha256_64k: Vec<String>,
     pub(crate) sparse_extents: Vec<(u64, u64)>,
     pub(crate) zero_data_extents: Vec<(u64, u64)>,
+    pub(crate) parent_extents: Vec<(u64, u64)>,
 }
 
 #[derive(Deserialize)]
