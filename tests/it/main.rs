@@ -29,6 +29,7 @@ mod mapping;
 mod meta_context;
 mod negotiation;
 mod pack;
+mod pack_base;
 mod panics;
 mod protocol_table;
 mod readme;
