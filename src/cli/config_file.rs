@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use crate::cli::Failure;
 use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
+use crate::cli::reading::{CheckChoice, ReadingSettings};
 use crate::cli::settings::{
     AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
     TlsSettings,
@@ -55,6 +56,8 @@ struct Document {
     listen: Vec<String>,
     unix: Vec<PathBuf>,
     default_export: Option<String>,
+    key_file: Vec<PathBuf>,
+    check: Option<CheckChoice>,
     #[serde(deserialize_with = "from_text")]
     cache_size: Option<ByteSize>,
     max_connections: Option<NonZeroUsize>,
@@ -104,6 +107,7 @@ struct Export {
     #[serde(default, deserialize_with = "round_up")]
     round_up: Option<RoundUp>,
     stream: Option<StreamName>,
+    key_file: Option<PathBuf>,
     #[serde(default)]
     as_raw: bool,
     #[serde(default)]
@@ -183,6 +187,7 @@ impl Document {
                 partition: export.partition,
             },
             round_up: export.round_up,
+            key_file: export.key_file.map(path),
             as_raw: export.as_raw,
             plaintext: export.plaintext,
             allow: export.allow,
@@ -200,6 +205,7 @@ impl Document {
                 tls_min_version: self.tls.min_version,
             },
             allow: self.allow,
+            reading: ReadingSettings { key_file: paths(self.key_file), check: self.check },
             limits: LimitSettings {
                 cache_size: self.cache_size,
                 max_connections: self.max_connections,

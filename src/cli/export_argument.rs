@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::cli::reading::{Reading, ReadingSettings};
 use crate::cli::settings::AllowSettings;
 use crate::cli::size::ByteSize;
 use crate::export::{Part, RoundUp, Shape};
@@ -19,6 +20,8 @@ pub(crate) struct ExportArgument {
     pub(crate) stream: Option<Stream>,
     pub(crate) part: PartArgument,
     pub(crate) round_up: Option<RoundUp>,
+    /// File with the passphrase, in place of the one for all.
+    pub(crate) key_file: Option<PathBuf>,
     pub(crate) as_raw: bool,
     /// Clients without TLS may read it, where others need TLS.
     pub(crate) plaintext: bool,
@@ -46,6 +49,7 @@ impl ExportArgument {
             stream: None,
             part: PartArgument::default(),
             round_up: None,
+            key_file: None,
             as_raw: false,
             plaintext: false,
             allow: AllowSettings::default(),
@@ -85,6 +89,16 @@ impl ExportArgument {
         Ok(parsed)
     }
 
+    /// How it is opened, by what is said for all snapshots and of this one.
+    pub(crate) fn reading(&self, all: &ReadingSettings) -> Reading {
+        let mut reading = Reading::new(all);
+        reading.size_from_index = self.size_from_index;
+        if let Some(key_file) = &self.key_file {
+            reading.key_files = vec![key_file.clone()];
+        }
+        reading
+    }
+
     /// What the options for a part come to.
     pub(crate) fn shape(&self) -> Result<Shape, String> {
         let PartArgument { offset, size, partition } = self.part;
@@ -117,6 +131,7 @@ impl ExportArgument {
                 self.part.partition = Some(number);
             }
             Some(("round-up", text)) => self.round_up = Some(round_up(bytes("round-up", text)?)?),
+            Some(("key-file", path)) => self.key_file = Some(path.into()),
             Some(("stream", "main")) => self.stream = Some(Stream::Main),
             Some(("stream", "aux")) => self.stream = Some(Stream::Auxiliary),
             None if field == "as-raw" => self.as_raw = true,
@@ -124,8 +139,8 @@ impl ExportArgument {
             _ => {
                 return Err(format!(
                     "unknown option `{field}`; there are desc=TEXT, offset=BYTES, size=BYTES, \
-                     size=index, partition=NUMBER, round-up=512, stream=main, stream=aux, as-raw \
-                     and plaintext (a comma inside a value is written twice)"
+                     size=index, partition=NUMBER, round-up=512, stream=main, stream=aux, \
+                     key-file=FILE, as-raw and plaintext (a comma inside a value is written twice)"
                 ));
             }
         }
@@ -179,7 +194,9 @@ mod tests {
         assert_eq!(parse("a/disk.hxz"), Ok(ExportArgument::of_path("a/disk.hxz")));
         assert_eq!(parse("./a=b.hxz"), Ok(ExportArgument::of_path("./a=b.hxz")));
         assert_eq!(
-            parse("root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,as-raw,plaintext"),
+            parse(
+                "root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,key-file=secret,as-raw,plaintext"
+            ),
             Ok(ExportArgument {
                 name: Some("root".into()),
                 path: "a/disk.hxz".into(),
@@ -188,6 +205,7 @@ mod tests {
                 stream: Some(Stream::Auxiliary),
                 part: PartArgument::default(),
                 round_up: None,
+                key_file: Some("secret".into()),
                 as_raw: true,
                 plaintext: true,
                 allow: AllowSettings::default(),

@@ -7,8 +7,9 @@ use std::sync::{Arc, Weak};
 use crate::cli::Failure;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::open_files::OpenFiles;
+use crate::cli::reading::Reading;
 use crate::cli::report::{Report, Reports};
-use crate::cli::settings::AllowSettings;
+use crate::cli::settings::{AllowSettings, Settings};
 use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
@@ -41,6 +42,7 @@ struct Open {
 #[derive(Debug, Clone)]
 struct Served {
     argument: ExportArgument,
+    reading: Reading,
     state: State,
     /// One for each stream.
     exports: Vec<Arc<Export>>,
@@ -68,6 +70,7 @@ pub(crate) struct Opened {
 /// One time that everything is opened.
 struct Round<'a> {
     cache: &'a Arc<Cache>,
+    settings: &'a Settings,
     before: &'a Open,
     is_start: bool,
     /// Names of snapshots that are named by themselves. No file that comes to a directory takes
@@ -92,9 +95,9 @@ impl Exports {
     pub(crate) fn open_all(
         &mut self,
         arguments: &[ExportArgument],
-        allow: &AllowSettings,
+        settings: &Settings,
     ) -> Result<Opened, Failure> {
-        let access = Access { rules: rules(allow)?, ..Access::default() };
+        let access = Access { rules: rules(&settings.allow)?, ..Access::default() };
         let (watched, has_directories) = (Vec::new(), false);
         let opened = Opened { catalogue: Catalogue::default(), access, watched, has_directories };
         // One that cannot be found at the moment is a directory all the same.
@@ -107,6 +110,7 @@ impl Exports {
         let by_themselves = arguments.iter().filter(|(_, is_directory)| !is_directory);
         let mut round = Round {
             cache: &self.cache,
+            settings,
             before: &self.open,
             is_start: !self.has_started,
             reserved: by_themselves.map(|(argument, _)| name_of(argument)).collect(),
@@ -198,13 +202,17 @@ impl Round<'_> {
         // Before it is opened: what changes meanwhile is seen next time.
         let state = watched.look();
         self.opened.watched.push((watched, state.clone()));
+        let reading = argument.reading(&self.settings.reading);
         let known = self.before.served.get(&name);
-        let is_same = |known: &&Served| known.argument == *argument && known.state == state;
+        let is_same = |known: &&Served| {
+            (&known.argument, &known.reading, &known.state) == (argument, &reading, &state)
+        };
         let served = match known.filter(is_same) {
             Some(known) => known.clone(),
-            None => match (self.open(argument, &name, &state), known) {
+            None => match (self.open(argument, &name, &state, &reading), known) {
                 (Ok(exports), _) => {
-                    Served { argument: argument.clone(), state: state.clone(), exports }
+                    let (argument, state) = (argument.clone(), state.clone());
+                    Served { argument, reading, state, exports }
                 }
                 (Err(failure), Some(known)) => {
                     self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
@@ -243,9 +251,9 @@ impl Round<'_> {
             self.opened.access.exports.insert(name.clone(), own.clone());
         }
         // For those who ask for the same file next time, if it was not opened now.
-        let Served { argument, state, .. } = &served;
+        let Served { argument, reading, state, .. } = &served;
         let (files, before) = (&mut self.now.files, &self.before.files);
-        files.keep(&argument.path, state, argument.size_from_index, before);
+        files.keep(&argument.path, state, reading, before);
         self.now.served.insert(name, served);
         Ok(())
     }
@@ -289,10 +297,12 @@ impl Round<'_> {
         argument: &ExportArgument,
         name: &str,
         state: &State,
+        reading: &Reading,
     ) -> Result<Vec<Arc<Export>>, Failure> {
-        let Self { now, before, cache, .. } = self;
-        let from_index = argument.size_from_index;
-        let file = now.files.open(&argument.path, state, from_index, cache, &before.files)?;
+        let Self { now, before, cache, settings, .. } = self;
+        let any_permissions = settings.insecure.insecure_key_permissions;
+        let (path, before) = (&argument.path, &before.files);
+        let file = now.files.open(path, state, reading, cache, any_permissions, before)?;
         exports_of(&file, argument, name)
     }
 
@@ -396,7 +406,7 @@ mod tests {
     /// Opens all files of a directory. The exports, in the order of their names.
     fn open(exports: &mut Exports, directory: &Path) -> Vec<Arc<Export>> {
         let arguments = [ExportArgument::of_path(directory)];
-        let opened = exports.open_all(&arguments, &AllowSettings::default()).unwrap();
+        let opened = exports.open_all(&arguments, &Settings::default()).unwrap();
         opened.catalogue.iter().cloned().collect()
     }
 
@@ -424,7 +434,7 @@ mod tests {
     fn what_is_open_is_kept_when_the_next_policy_fails() {
         let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
         let good = ExportArgument::of_path(fixture("v082-onebyte.hxz"));
-        let none = AllowSettings::default();
+        let none = Settings::default();
         let only = |exports: &mut Exports| {
             let opened = exports.open_all(std::slice::from_ref(&good), &none).unwrap();
             Arc::clone(opened.catalogue.iter().next().unwrap())
@@ -447,7 +457,7 @@ mod tests {
             ..parse(options)
         };
         let mut cached = |arguments: &[ExportArgument], warm: bool| -> Vec<bool> {
-            let opened = exports.open_all(arguments, &AllowSettings::default()).unwrap();
+            let opened = exports.open_all(arguments, &Settings::default()).unwrap();
             let read = |export: &Arc<Export>| {
                 if warm {
                     export.read(0, 100).unwrap();

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::cli::Failure;
+use crate::cli::reading::Reading;
 use crate::server::reload::State;
-use crate::snapshot::{Cache, Error, File, FileBackend, OpenOptions};
+use crate::snapshot::{Cache, File, FileBackend};
 
 /// Open files, by what they were opened from and how. Whoever has the same file shares its blocks
 /// in the cache.
@@ -17,12 +19,12 @@ struct Key {
     path: PathBuf,
     /// Of the file when it was opened.
     state: State,
-    size_from_index: bool,
+    reading: Reading,
 }
 
 impl Key {
-    fn new(path: &Path, state: &State, size_from_index: bool) -> Self {
-        Self { path: path.to_owned(), state: state.clone(), size_from_index }
+    fn new(path: &Path, state: &State, reading: &Reading) -> Self {
+        Self { path: path.to_owned(), state: state.clone(), reading: reading.clone() }
     }
 }
 
@@ -32,17 +34,17 @@ impl OpenFiles {
         &mut self,
         path: &Path,
         state: &State,
-        size_from_index: bool,
+        reading: &Reading,
         cache: &Arc<Cache>,
+        any_permissions: bool,
         before: &Self,
-    ) -> Result<Arc<File>, Error> {
-        if let Some(file) = self.keep(path, state, size_from_index, before) {
+    ) -> Result<Arc<File>, Failure> {
+        if let Some(file) = self.keep(path, state, reading, before) {
             return Ok(file);
         }
-        let cache = Arc::clone(cache);
-        let options = OpenOptions { cache, size_from_index, ..OpenOptions::default() };
+        let options = reading.options(cache, any_permissions)?;
         let file = File::open_with(Arc::new(FileBackend::new(path)?), options)?;
-        self.0.insert(Key::new(path, state, size_from_index), Arc::clone(&file));
+        self.0.insert(Key::new(path, state, reading), Arc::clone(&file));
         Ok(file)
     }
 
@@ -51,10 +53,10 @@ impl OpenFiles {
         &mut self,
         path: &Path,
         state: &State,
-        size_from_index: bool,
+        reading: &Reading,
         before: &Self,
     ) -> Option<Arc<File>> {
-        let key = Key::new(path, state, size_from_index);
+        let key = Key::new(path, state, reading);
         let file = Arc::clone(self.0.get(&key).or_else(|| before.0.get(&key))?);
         self.0.insert(key, Arc::clone(&file));
         Some(file)

@@ -15,6 +15,7 @@ use crate::cli::config_file::ConfigFile;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
 use crate::cli::logging;
+use crate::cli::passphrases;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
@@ -43,8 +44,9 @@ pub(crate) struct Arguments {
     /// describes it, `partition=N` exports a partition of the disk (MBR or GPT), `offset=BYTES` and
     /// `size=BYTES` export a part of it, `round-up=512` pads it with zeros to whole sectors,
     /// `size=index` takes the size from the index (for a snapshot of a block device that was
-    /// recorded with the size 0), `stream=main` or `stream=aux` exports one stream alone, `as-raw` exports an archive that is not a disk image, `plaintext` opens it
-    /// to clients without TLS under --tls=on. A comma inside TEXT is written twice.
+    /// recorded with the size 0), `stream=main` or `stream=aux` exports one stream alone,
+    /// `key-file=FILE` has the passphrase of an encrypted one, `as-raw` exports an archive that is not a
+    /// disk image, `plaintext` opens it to clients without TLS under --tls=on. A comma inside TEXT is written twice.
     #[arg(
         value_name = "SNAPSHOT",
         value_parser = OsStringValueParser::new().try_map(ExportArgument::parse),
@@ -97,7 +99,9 @@ fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>
 fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure> {
     let (settings, wanted) = read_settings(arguments)?;
     let tls = tls_settings::load(&settings)?;
-    let opened = exports.open_all(&wanted, &settings.allow)?;
+    // Those that are named for all must be there, whether anything needs them or not.
+    passphrases::load(&settings.reading.key_file, settings.insecure.insecure_key_permissions)?;
+    let opened = exports.open_all(&wanted, &settings)?;
     let Opened { mut catalogue, access, watched, has_directories } = opened;
     if let Some(name) = &settings.default_export
         && let Err(error) = catalogue.set_default(name)
@@ -123,6 +127,8 @@ fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure>
     }
     let mut files = tls.files;
     files.extend(arguments.config.clone());
+    files.extend(passphrases::files(&settings.reading.key_file));
+    files.extend(wanted.iter().filter_map(|export| export.key_file.clone()));
     let policy = Policy { catalogue: Arc::new(catalogue), tls: tls.tls, access };
     Ok(Built { policy, files, exports: watched })
 }

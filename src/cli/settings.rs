@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::cli::duration;
+use crate::cli::reading::ReadingSettings;
 use crate::cli::size::ByteSize;
 use crate::tls::MinVersion;
 
@@ -174,7 +175,7 @@ pub(crate) struct InsecureSettings {
     #[arg(long)]
     pub(crate) insecure_allow_anonymous: bool,
 
-    /// Use a private key that its group or others can read
+    /// Use a private key or a key file that its group or others can read
     #[arg(long)]
     pub(crate) insecure_key_permissions: bool,
 }
@@ -195,6 +196,9 @@ pub(crate) struct Settings {
 
     #[command(flatten)]
     pub(crate) allow: AllowSettings,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingSettings,
 
     #[command(flatten)]
     pub(crate) limits: LimitSettings,
@@ -230,6 +234,7 @@ impl Settings {
                 tls_min_version: tls.tls_min_version.or(other_tls.tls_min_version),
             },
             allow: if self.allow.is_empty() { other.allow } else { self.allow },
+            reading: self.reading.or(other.reading),
             limits: LimitSettings {
                 cache_size: limits.cache_size.or(other.limits.cache_size),
                 max_connections: limits.max_connections.or(other.limits.max_connections),

@@ -8,6 +8,7 @@ use std::thread;
 
 use crate::cli::Failure;
 use crate::cli::escape::Escaped;
+use crate::cli::passphrases;
 use crate::cli::progress::Progress;
 use crate::cli::size::ByteSize;
 use crate::snapshot::verify::verified_bytes;
@@ -27,6 +28,11 @@ pub(crate) struct Arguments {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
+    /// File with the passphrase of an encrypted snapshot, repeatable: each is tried. Without it, the
+    /// environment variable HEXZ_NBD_PASSPHRASE.
+    #[arg(long, value_name = "FILE")]
+    key_file: Vec<PathBuf>,
+
     /// How many blocks to decode at the same time. As many as there are processors if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -37,6 +43,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         cache: Arc::new(Cache::new(CACHE_BYTES)),
         size_from_index: true,
         check: Check::Blake3,
+        passphrases: passphrases::load(&arguments.key_file, false)?,
         ..OpenOptions::default()
     };
     let file = File::open_with(Arc::new(FileBackend::new(&arguments.file)?), options)?;

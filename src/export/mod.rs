@@ -327,8 +327,19 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
         | ErrorKind::Ambiguous { .. }
         | ErrorKind::StreamSize { .. }
         | ErrorKind::NeedsKey
+        | ErrorKind::WrongPassphrase { .. }
+        | ErrorKind::Iterations(_)
         | ErrorKind::NotEncrypted
-        | ErrorKind::NeedsParents { .. }
+        | ErrorKind::NotRegular
+        | ErrorKind::Parent(_)
+        | ErrorKind::MissingParent { .. }
+        | ErrorKind::UnnamedParent { .. }
+        | ErrorKind::ParentCycle { .. }
+        | ErrorKind::TooManyParents { .. }
+        | ErrorKind::TooManyGenerations
+        | ErrorKind::TooManyAncestors
+        | ErrorKind::UnpinnedParent { .. }
+        | ErrorKind::TooManyBlocks { .. }
         | ErrorKind::WrongCompressor { .. }
         | ErrorKind::Dictionary { .. } => (Errno::EIO, "the snapshot cannot be read"),
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::snapshot::chain::{ANCESTORS_MAX, DEPTH_MAX, PARENTS_MAX};
+use crate::snapshot::encryption::IterationsError;
 use crate::snapshot::format::header::HeaderError;
 use crate::snapshot::format::{FormatError, Stream};
 
@@ -78,16 +80,85 @@ pub enum ErrorKind {
         stored_at: u64,
     },
     /// The blocks are encrypted and there is no key.
-    #[error("the snapshot is encrypted, and reading encrypted snapshots needs a key")]
+    #[error("the snapshot is encrypted, and there is no passphrase: name its file with --key-file")]
     NeedsKey,
+    /// No passphrase fits.
+    #[error(
+        "the snapshot is encrypted, and {}", 
+        if *tried == 1 { "the passphrase is wrong" } else { "none of the passphrases is right" }
+    )]
+    WrongPassphrase {
+        /// How many were tried.
+        tried: usize,
+    },
+    /// The key is not derived.
+    #[error("the snapshot is encrypted, and {0}")]
+    Iterations(#[from] IterationsError),
     /// A key was given for a snapshot that is not encrypted.
     #[error("a key was given, but the snapshot is not encrypted")]
     NotEncrypted,
-    /// The snapshot holds only what differs from its parents.
-    #[error("the snapshot is thin, and its parents cannot be read yet: {}", .parents.join(", "))]
-    NeedsParents {
-        /// Paths as the writer recorded them. Untrusted.
-        parents: Vec<String>,
+    /// A parent of a thin snapshot must be a regular file.
+    #[error(
+        "not a regular file, as a parent has to be: a link is none, name the directory of the file \
+         with --parent-dir"
+    )]
+    NotRegular,
+    /// A parent cannot be opened.
+    #[error("its parent cannot be opened: {0}")]
+    Parent(Box<Error>),
+    /// There is no file of the name of a parent.
+    #[error(
+        "its parent {parent} is not there: looked in {}; name its directory with --parent-dir",
+        .looked_in.join(" and ")
+    )]
+    MissingParent {
+        /// Last component of the recorded path. Untrusted.
+        parent: String,
+        /// Directories.
+        looked_in: Vec<String>,
+    },
+    /// The recorded path of a parent ends with no name.
+    #[error("its parent has no name: {recorded:?}")]
+    UnnamedParent {
+        /// As recorded. Untrusted.
+        recorded: String,
+    },
+    /// A snapshot would be its own ancestor.
+    #[error("its parent {parent} is the snapshot itself, or made from it")]
+    ParentCycle {
+        /// Last component of the recorded path. Untrusted.
+        parent: String,
+    },
+    /// The header names more parents than any tool writes.
+    #[error("the snapshot has {parents} parents, and {PARENTS_MAX} are accepted")]
+    TooManyParents {
+        /// How many.
+        parents: usize,
+    },
+    /// A chain of parents is too long.
+    #[error("the snapshot has more than {DEPTH_MAX} generations of parents")]
+    TooManyGenerations,
+    /// Parents have too many parents.
+    #[error("the snapshot has more than {ANCESTORS_MAX} parents in all generations")]
+    TooManyAncestors,
+    /// Some snapshot above this one is not one of those that the operator pinned.
+    #[error(
+        "its parent {parent} is not one that was pinned with parent-blake3: its BLAKE3 is {}",
+        hex(digest)
+    )]
+    UnpinnedParent {
+        /// The file.
+        parent: String,
+        /// BLAKE3 of all its bytes.
+        digest: [u8; 32],
+    },
+    /// A parent is too large to be searched for blocks by their hash.
+    #[error("the snapshot has {blocks} blocks, and {limit} are searched for those of a child")]
+    TooManyBlocks {
+        /// How many.
+        blocks: u64,
+        /// The limit.
+        limit: u64,
     },
     /// The given decompressor is not the one that the file needs.
     #[error("the blocks are compressed with {needed}, not with {given}")]
@@ -134,9 +205,15 @@ pub enum Damage {
     /// BLAKE3 of the plain bytes.
     #[error("BLAKE3 differs")]
     Hash,
+    /// The block cannot be encrypted.
+    #[error("encryption failed")]
+    Encryption,
     /// Decryption refused the stored bytes.
     #[error("decryption failed")]
     Decryption,
+    /// A reference into a parent leads to nothing that is certain.
+    #[error("unresolvable reference into a parent ({0})")]
+    Reference(&'static str),
     /// The decompressor refused the stored bytes.
     #[error("decompression failed ({0})")]
     Compression(String),
@@ -155,4 +232,9 @@ fn with_source(error: &HeaderError) -> String {
         HeaderError::NoLayout(source) => format!("corrupt snapshot: {error} ({source})"),
         HeaderError::Unfinished | HeaderError::Magic | HeaderError::Version(_) => error.to_string(),
     }
+}
+
+/// Lower case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,6 +1,8 @@
-//! What ranges of a stream are made of. Reads index pages only, never a block.
+//! What ranges of a stream are made of. Reads index pages; a block only where nothing else tells
+//! what a reference into a parent means.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,6 +11,8 @@ use crate::snapshot::file::File;
 use crate::snapshot::format::index::PAGE_ENTRIES_MAX;
 use crate::snapshot::format::{FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
+use crate::snapshot::read::{Reach, Read, Stop};
+use crate::snapshot::reference::{COMPARISONS_MAX, Origin, Reference};
 
 /// Most blocks that one question about extents looks at: 16 GiB of blocks of 64 KiB. What lies
 /// behind is for the next question, so that none takes long.
@@ -23,9 +27,10 @@ const SHARED_SEARCH_BLOCKS_MAX: u64 = 1 << 22;
 pub enum Property {
     /// 1 if they read as zeros and are not stored, else 0.
     Hole,
-    /// 1 if they are stored once for several places of the snapshot, else 0.
+    /// 1 if they are stored once for several places of the snapshot that stores them, else 0.
     Shared,
-    /// How many parents back they come from. 0 for those of the snapshot itself, and for holes.
+    /// How many generations of parents back they come from. 0 for those of the snapshot itself,
+    /// and for holes.
     ParentDepth,
 }
 
@@ -72,7 +77,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// [`Error`] if the range is not inside the stream, or the index cannot be read.
+    /// [`Error`] if the range is not inside the stream.
     pub fn runs(
         &self,
         stream: Stream,
@@ -81,17 +86,18 @@ impl File {
     ) -> Result<Runs<'_>, Error> {
         let length = range.end.saturating_sub(range.start);
         let rest = self.check_range(stream, range.start, length)?;
-        let shared = match property {
-            Property::Shared => Some(self.shared_blocks()?),
-            Property::Hole | Property::ParentDepth => None,
-        };
-        Ok(Runs { file: self, stream, rest, property, shared, blocks: 0, page: None })
+        Ok(Runs { file: self, stream, rest, property, blocks: 0, page: None })
     }
 
     /// Whether [`Property::Shared`] can be asked: not of snapshots with so many blocks that the
-    /// search would take too much memory.
+    /// search would take too much memory, nor of children of such.
     #[must_use]
     pub fn can_tell_shared(&self) -> bool {
+        let ancestors = self.ancestors().iter().map(|ancestor| &*ancestor.file);
+        ancestors.chain([self]).all(Self::has_few_blocks)
+    }
+
+    fn has_few_blocks(&self) -> bool {
         let pages = |stream| self.structure().index().pages(stream).len() as u64;
         let pages = Stream::ALL.into_iter().map(pages).fold(0, u64::saturating_add);
         pages.saturating_mul(PAGE_ENTRIES_MAX) <= SHARED_SEARCH_BLOCKS_MAX
@@ -108,7 +114,7 @@ impl File {
 
     fn find_shared_blocks(&self) -> Result<SharedBlocks, Error> {
         let mut stored = Vec::new();
-        if !self.can_tell_shared() {
+        if !self.has_few_blocks() {
             return Ok(SharedBlocks(Box::default()));
         }
         for stream in Stream::ALL {
@@ -117,7 +123,7 @@ impl File {
                 let blocks = (0..).map_while(|at| page.block(at));
                 stored.extend(blocks.filter_map(|block| match block.contents {
                     Contents::Stored { offset, .. } => Some(offset),
-                    Contents::Zeros | Contents::Corrupt(_) => None,
+                    Contents::Zeros | Contents::Reference(_) | Contents::Corrupt(_) => None,
                 }));
             }
         }
@@ -134,8 +140,86 @@ impl SharedBlocks {
     fn contain(&self, block: &Block) -> bool {
         match block.contents {
             Contents::Stored { offset, .. } => self.0.binary_search(&offset).is_ok(),
-            Contents::Zeros | Contents::Corrupt(_) => false,
+            Contents::Zeros | Contents::Reference(_) | Contents::Corrupt(_) => false,
         }
+    }
+}
+
+/// The property of bytes from a position on, up to where it may be another one.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    end: u64,
+    value: u32,
+    is_hole: bool,
+}
+
+impl Step {
+    fn hole(end: u64, property: Property) -> Self {
+        Self { end, value: u32::from(property == Property::Hole), is_hole: true }
+    }
+}
+
+impl File {
+    /// The property of a block that holds a position, through whatever parents.
+    fn step(
+        &self,
+        stream: Stream,
+        block: &Block,
+        position: u64,
+        property: Property,
+    ) -> Result<Step, Error> {
+        let end = block.range.end;
+        let value = match (&block.contents, property) {
+            (Contents::Zeros, _) => return Ok(Step::hole(end, property)),
+            (Contents::Reference(reference), _) => {
+                return self.step_of_reference(stream, block, reference, position, property);
+            }
+            (Contents::Stored { .. }, Property::Shared) => self.shared_blocks()?.contain(block),
+            (Contents::Stored { .. } | Contents::Corrupt(_), _) => false,
+        };
+        Ok(Step { end, value: u32::from(value), is_hole: false })
+    }
+
+    fn step_of_reference(
+        &self,
+        stream: Stream,
+        block: &Block,
+        reference: &Reference,
+        position: u64,
+        property: Property,
+    ) -> Result<Step, Error> {
+        let lost = || self.unresolvable("its parent is not open", stream, block);
+        let read = Read { reach: Reach::Storage, comparisons: &Cell::new(COMPARISONS_MAX) };
+        let origin = self.origin(read, stream, block, reference).map_err(|stop| match stop {
+            Stop::Failed(error) => error,
+            Stop::Miss => lost(),
+        })?;
+        let end = block.range.end;
+        let (step, depth) = match origin {
+            Origin::Place { parent } => {
+                let parent = self.parents().get(*parent).ok_or_else(lost)?;
+                if position >= parent.size(stream) {
+                    return Ok(Step::hole(end, property));
+                }
+                let Some(there) = parent.block_at(stream, position)? else {
+                    return Ok(Step::hole(parent.size(stream).min(end), property));
+                };
+                let step = parent.step(stream, &there, position, property)?;
+                (Step { end: step.end.min(parent.size(stream)).min(end), ..step }, 1)
+            }
+            Origin::Block { ancestor, stream, block: there } => {
+                let ancestor = self.ancestors().get(*ancestor).ok_or_else(lost)?;
+                let into_block = position.saturating_sub(block.range.start);
+                let position = there.range.start.saturating_add(into_block);
+                let step = ancestor.file.step(*stream, there, position, property)?;
+                // Back to where the block stands here.
+                let left = there.range.end.saturating_sub(step.end);
+                (Step { end: end.saturating_sub(left), ..step }, ancestor.depth)
+            }
+        };
+        let is_deeper = property == Property::ParentDepth && !step.is_hole;
+        let value = if is_deeper { step.value.saturating_add(depth) } else { step.value };
+        Ok(Step { value, ..step })
     }
 }
 
@@ -146,7 +230,6 @@ pub struct Runs<'a> {
     stream: Stream,
     rest: Range<u64>,
     property: Property,
-    shared: Option<&'a SharedBlocks>,
     /// How many blocks were looked at.
     blocks: u32,
     /// The page of the previous block, so that it is found once.
@@ -154,7 +237,8 @@ pub struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// The end of the block at the start of `rest`, and its property.
+    /// The end of the block at the start of `rest`, or of the part of it that has one property,
+    /// and the property.
     fn next_block(&mut self) -> Result<(u64, u32), Error> {
         let position = self.rest.start;
         if position >= self.file.stream_size(self.stream).blocks_end {
@@ -172,13 +256,8 @@ impl Runs<'_> {
         let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
         let block = block.ok_or_else(|| structure.error(wrong().into()))?;
         self.blocks = self.blocks.saturating_add(1);
-        let value = match self.property {
-            Property::Hole => u32::from(block.contents == Contents::Zeros),
-            Property::Shared => u32::from(self.shared.is_some_and(|shared| shared.contain(&block))),
-            // A snapshot with parents is not opened.
-            Property::ParentDepth => 0,
-        };
-        Ok((block.range.end.min(self.rest.end), value))
+        let step = self.file.step(self.stream, &block, position, self.property)?;
+        Ok((step.end.max(position.saturating_add(1)).min(self.rest.end), step.value))
     }
 }
 

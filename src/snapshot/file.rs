@@ -1,93 +1,23 @@
 //! An opened snapshot: how long, what is where, and give me these bytes.
 
 use std::ops::Range;
-use std::path::Path;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 
-use crate::snapshot::cache::{BlockKey, CACHE_BYTES_DEFAULT, Cache, FileId, PageKey};
+use crate::snapshot::cache::{BlockKey, Cache, FileId, PageKey};
+use crate::snapshot::chain::{Ancestor, ancestors};
 use crate::snapshot::content::{self, Content};
-use crate::snapshot::decode::{Compressor, Decoder, Encryptor, Lz4Compressor, ZstdCompressor};
+use crate::snapshot::decode::{Compressor, Decoder, Encryptor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::extents::SharedBlocks;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
-use crate::snapshot::format::{Compression, Family, FormatError, Stream};
+use crate::snapshot::format::{Family, FormatError, PageRecord, Stream};
+use crate::snapshot::hash_index::HashIndex;
+use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Page};
-use crate::snapshot::part::Part;
-use crate::snapshot::storage::{FileBackend, StorageBackend};
 use crate::snapshot::stream_size::{StreamSize, measure};
-use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
-
-/// How a snapshot is opened.
-#[derive(Debug, Clone)]
-pub struct OpenOptions {
-    /// Where decoded blocks and index pages are kept.
-    pub cache: Arc<Cache>,
-    /// Take the size of a stream from its index where the index declares 0, as it does for a
-    /// snapshot that was packed from a block device. Format section 13.
-    ///
-    /// Nothing then tells a damaged block length in the last page from a right one until the
-    /// block is decoded, and lengths of holes never: blocks behind it would be found elsewhere.
-    pub size_from_index: bool,
-    /// Largest block accepted, in plain bytes.
-    pub block_bytes_max: u32,
-    /// What each decoded block is compared with.
-    pub check: Check,
-}
-
-impl Default for OpenOptions {
-    /// One cache of 256 MiB for all files that are opened like this.
-    fn default() -> Self {
-        static SHARED: LazyLock<Arc<Cache>> =
-            LazyLock::new(|| Arc::new(Cache::new(CACHE_BYTES_DEFAULT)));
-        Self {
-            cache: Arc::clone(&SHARED),
-            size_from_index: false,
-            block_bytes_max: BLOCK_BYTES_MAX_DEFAULT,
-            check: Check::Crc,
-        }
-    }
-}
-
-/// What a decoded block is compared with before a byte of it is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Check {
-    /// CRC-32 of the stored bytes: finds damage.
-    Crc,
-    /// The CRC-32, and BLAKE3 of the plain bytes where the index has it. Always so where a
-    /// dictionary is used, since no CRC covers that.
-    Blake3,
-}
-
-/// Bytes of a stream, as they lie in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Slice {
-    /// Bytes of one decoded block.
-    Data(Bytes),
-    /// This many zeros, which lie nowhere.
-    Zeros(u64),
-}
-
-impl Slice {
-    /// Length in bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Data(data) => data.len() as u64,
-            Self::Zeros(bytes) => *bytes,
-        }
-    }
-}
-
-/// A read that did not come to its end.
-#[derive(Debug)]
-pub struct Interrupted {
-    /// The bytes before those that cannot be served: up to the damaged block.
-    pub before: Vec<Slice>,
-    /// What is wrong.
-    pub error: Error,
-}
+use crate::snapshot::structure::{self, Structure};
 
 /// An immutable snapshot, shared by all who read it.
 #[derive(Debug)]
@@ -98,6 +28,12 @@ pub struct File {
     check: Check,
     cache: Arc<Cache>,
     content: Content,
+    parents: Box<[Arc<File>]>,
+    ancestors: Box<[Ancestor]>,
+    /// Which blocks have which hash, when a child has asked.
+    pub(crate) hashes: Mutex<Option<Arc<HashIndex>>>,
+    /// BLAKE3 of the whole file, when somebody has asked.
+    digest: OnceLock<[u8; 32]>,
     /// Which stored blocks are used more than once, when somebody has asked.
     pub(crate) shared: OnceLock<SharedBlocks>,
     main: StreamSize,
@@ -105,77 +41,15 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a snapshot in a local file and picks the decompressor that it needs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] if the file cannot be read, is not a snapshot, contradicts itself, or needs a
-    /// key or parents.
-    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, Error> {
-        let backend = FileBackend::new(path.as_ref())?;
-        Self::open_with(Arc::new(backend), OpenOptions::default())
-    }
-
-    /// Opens a snapshot in any storage and picks the decompressor that it needs.
-    ///
-    /// # Errors
-    ///
-    /// As [`File::open`].
-    pub fn open_with(
-        storage: Arc<dyn StorageBackend>,
-        options: OpenOptions,
-    ) -> Result<Arc<Self>, Error> {
-        let structure = Structure::read(storage, options.block_bytes_max)?;
-        let compressor: Box<dyn Compressor> = match structure.header().compression {
-            Compression::Lz4 => Box::new(Lz4Compressor::new()),
-            Compression::Zstd => {
-                let dictionary = structure.dictionary()?;
-                let offset = structure.header().dictionary.map_or(0, |span| span.offset);
-                let zstd = ZstdCompressor::new(dictionary)
-                    .map_err(|source| structure.error(ErrorKind::Dictionary { offset, source }))?;
-                Box::new(zstd)
-            }
-        };
-        Self::from_structure(structure, compressor, None, options)
-    }
-
-    /// Opens a snapshot with a decompressor, and a decryptor if it is encrypted, of the caller's.
-    ///
-    /// # Errors
-    ///
-    /// As [`File::open`], and [`ErrorKind::WrongCompressor`] if the file needs another one.
-    pub fn new(
-        backend: Arc<dyn StorageBackend>,
-        compressor: Box<dyn Compressor>,
-        encryptor: Option<Box<dyn Encryptor>>,
-    ) -> Result<Arc<Self>, Error> {
-        let options = OpenOptions::default();
-        let structure = Structure::read(backend, options.block_bytes_max)?;
-        Self::from_structure(structure, compressor, encryptor, options)
-    }
-
-    fn from_structure(
+    pub(crate) fn from_structure(
         structure: Structure,
         compressor: Box<dyn Compressor>,
         encryptor: Option<Box<dyn Encryptor>>,
-        options: OpenOptions,
+        parents: Vec<Arc<Self>>,
+        options: &OpenOptions,
     ) -> Result<Arc<Self>, Error> {
         let header = structure.header();
-        let (needed, given) = (header.compression, compressor.compression());
-        let refusal = if !header.parents.is_empty() {
-            Some(ErrorKind::NeedsParents { parents: header.parents.clone() })
-        } else if header.encryption.is_some() && encryptor.is_none() {
-            Some(ErrorKind::NeedsKey)
-        } else if header.encryption.is_none() && encryptor.is_some() {
-            Some(ErrorKind::NotEncrypted)
-        } else if needed != given {
-            Some(ErrorKind::WrongCompressor { needed: needed.name(), given: given.name() })
-        } else {
-            None
-        };
-        if let Some(kind) = refusal {
-            return Err(structure.error(kind));
-        }
+        let ancestors = ancestors(&parents).map_err(|kind| structure.error(kind))?;
         let has_dictionary = header.dictionary.is_some_and(|span| span.length != 0);
         let metadata = structure.metadata()?;
         let mut content = Content::from_metadata(&metadata);
@@ -194,10 +68,14 @@ impl File {
             id: FileId::next(),
             check: if has_dictionary { Check::Blake3 } else { options.check },
             decoder: Decoder::new(compressor, encryptor),
-            cache: options.cache,
+            cache: Arc::clone(&options.cache),
             content,
             structure,
+            parents: parents.into(),
+            ancestors: ancestors.into(),
             shared: OnceLock::new(),
+            hashes: Mutex::default(),
+            digest: OnceLock::new(),
             main,
             auxiliary,
         }))
@@ -215,106 +93,35 @@ impl File {
         &self.structure
     }
 
+    /// The snapshots that this one, if it is thin, refers to first.
+    #[must_use]
+    pub fn parents(&self) -> &[Arc<Self>] {
+        &self.parents
+    }
+
+    /// All snapshots above this one, the nearest first, each once.
+    #[must_use]
+    pub fn ancestors(&self) -> &[Ancestor] {
+        &self.ancestors
+    }
+
+    /// BLAKE3 of all bytes of the file, which is read once for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if it cannot be read.
+    pub fn digest(&self) -> Result<[u8; 32], Error> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(*digest);
+        }
+        let digest = self.structure.digest()?;
+        Ok(*self.digest.get_or_init(|| digest))
+    }
+
     /// What was packed.
     #[must_use]
     pub fn content(&self) -> Content {
         self.content
-    }
-
-    /// Reads into a new buffer. A read that reaches over the end of the stream is shortened, as
-    /// in upstream's library; use [`File::slices`] to have it refused.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] if a block that the read touches cannot be served.
-    pub fn read_at(&self, stream: Stream, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let available = self.size(stream).saturating_sub(offset);
-        let length = usize::try_from(available).map_or(length, |available| available.min(length));
-        let mut bytes = Vec::with_capacity(length);
-        for slice in self.slices(stream, offset.min(self.size(stream)), length as u64)? {
-            match slice {
-                Slice::Data(data) => bytes.extend_from_slice(&data),
-                Slice::Zeros(_) => bytes.resize(
-                    bytes.len().saturating_add(usize::try_from(slice.bytes()).unwrap_or(0)),
-                    0,
-                ),
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Reads without copying: slices of decoded blocks, in order. May read storage and decode, so
-    /// call it where that stalls nobody.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] if the range is not inside the stream or a block that it touches cannot be served.
-    pub fn slices(&self, stream: Stream, offset: u64, length: u64) -> Result<Vec<Slice>, Error> {
-        self.slices_or_part(stream, offset, length).map_err(|interrupted| interrupted.error)
-    }
-
-    /// As [`File::slices`], for callers who have a use for the bytes before a failure.
-    ///
-    /// # Errors
-    ///
-    /// [`Interrupted`], as [`File::slices`].
-    pub fn slices_or_part(
-        &self,
-        stream: Stream,
-        offset: u64,
-        length: u64,
-    ) -> Result<Vec<Slice>, Interrupted> {
-        let mut slices = Vec::new();
-        match self.collect_slices(stream, offset, length, &mut slices) {
-            Ok(()) => Ok(slices),
-            Err(error) => Err(Interrupted { before: slices, error }),
-        }
-    }
-
-    fn collect_slices(
-        &self,
-        stream: Stream,
-        offset: u64,
-        length: u64,
-        slices: &mut Vec<Slice>,
-    ) -> Result<(), Error> {
-        let range = self.check_range(stream, offset, length)?;
-        self.walk(
-            stream,
-            range,
-            |page| self.page(stream, page),
-            |part| {
-                slices.push(match part.block.contents {
-                    Contents::Zeros => Slice::Zeros(part.length()),
-                    Contents::Corrupt(_) | Contents::Stored { .. } => {
-                        Slice::Data(part.of(&self.block(stream, &part)?))
-                    }
-                });
-                Ok(())
-            },
-        )?;
-        self.check_total(slices, length)
-    }
-
-    /// As [`File::slices`], if everything is in the cache. Neither waits nor reads storage.
-    #[must_use]
-    pub fn cached_slices(&self, stream: Stream, offset: u64, length: u64) -> Option<Vec<Slice>> {
-        struct Miss;
-        let range = self.check_range(stream, offset, length).ok()?;
-        let mut slices = Vec::new();
-        let find = |page| self.cache.page(&PageKey { file: self.id, stream, page }).ok_or(Miss);
-        let hit = self.walk(stream, range, find, |part| {
-            slices.push(match part.block.contents {
-                Contents::Zeros => Slice::Zeros(part.length()),
-                Contents::Corrupt(_) => return Err(Miss),
-                Contents::Stored { .. } => {
-                    let key = self.block_key(&part.block).ok_or(Miss)?;
-                    Slice::Data(part.of(&self.cache.block(&key).ok_or(Miss)?))
-                }
-            });
-            Ok(())
-        });
-        hit.is_ok().then_some(slices)
     }
 
     pub(crate) fn stream_size(&self, stream: Stream) -> StreamSize {
@@ -337,14 +144,9 @@ impl File {
         }
     }
 
-    /// Pages are checked to follow each other when they are loaded, so this cannot fail; if it
-    /// ever does, a read must fail with it rather than be short.
-    fn check_total(&self, slices: &[Slice], length: u64) -> Result<(), Error> {
-        if slices.iter().map(Slice::bytes).sum::<u64>() == length {
-            return Ok(());
-        }
-        let offset = self.structure.header().index_offset;
-        Err(self.structure.error(FormatError::Invalid { what: "sum of blocks", offset }.into()))
+    /// A page, if it is in the cache.
+    pub(crate) fn cached_page(&self, stream: Stream, page: usize) -> Option<Arc<Page>> {
+        self.cache.page(&PageKey { file: self.id, stream, page })
     }
 
     pub(crate) fn page(&self, stream: Stream, page: usize) -> Result<Arc<Page>, Error> {
@@ -367,38 +169,28 @@ impl File {
         pages.partition_point(|page| page.start_logical <= position).saturating_sub(1)
     }
 
-    /// Visits the blocks of a range in order, with the part of each that lies in it.
-    fn walk<E>(
-        &self,
-        stream: Stream,
-        range: Range<u64>,
-        mut find_page: impl FnMut(usize) -> Result<Arc<Page>, E>,
-        mut visit: impl FnMut(Part) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let blocks_end = self.stream_size(stream).blocks_end;
-        let mut position = range.start;
-        while position < range.end {
-            if position >= blocks_end {
-                return visit(Part::behind_blocks(blocks_end, position..range.end));
-            }
-            let page = find_page(self.page_at(stream, position))?;
-            let mut at = page.find(position);
-            let before = position;
-            while position < range.end
-                && let Some(block) = page.block(at)
-            {
-                let end = block.range.end.min(range.end);
-                if position < end {
-                    visit(Part { range: position..end, block })?;
-                    position = end;
-                }
-                at = at.saturating_add(1);
-            }
-            if position == before {
-                break;
-            }
+    /// The block that holds a position. `None` behind the last block.
+    pub(crate) fn block_at(&self, stream: Stream, position: u64) -> Result<Option<Block>, Error> {
+        if position >= self.stream_size(stream).blocks_end {
+            return Ok(None);
         }
-        Ok(())
+        let page = self.page(stream, self.page_at(stream, position))?;
+        Ok(page.block(page.find(position)))
+    }
+
+    /// The block with a number, in whatever stream.
+    pub(crate) fn block_of_number(&self, number: u64) -> Result<Option<(Stream, Block)>, Error> {
+        let index = self.structure.index();
+        let begins_before = |record: &PageRecord| record.start_block <= number;
+        let auxiliary = index.auxiliary.first().is_some_and(begins_before);
+        let stream = if auxiliary { Stream::Auxiliary } else { Stream::Main };
+        let records = index.pages(stream);
+        let Some(page) = records.partition_point(begins_before).checked_sub(1) else {
+            return Ok(None);
+        };
+        let in_page = records.get(page).and_then(|record| number.checked_sub(record.start_block));
+        let at = in_page.and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
+        Ok(self.page(stream, page)?.block(at).map(|block| (stream, block)))
     }
 
     /// `None` if there are no stored bytes.
@@ -416,17 +208,16 @@ impl File {
         })
     }
 
-    fn block(&self, stream: Stream, part: &Part) -> Result<Bytes, Error> {
-        let block = &part.block;
-        let damaged = |damage, stored_at| self.damaged(damage, stream, block, stored_at);
-        let key = match (block.contents, self.block_key(block)) {
-            (Contents::Stored { .. }, Some(key)) => key,
-            (Contents::Corrupt(what), _) => {
-                let entry_at = self.entry_position(stream, block).unwrap_or(0);
-                return Err(damaged(Damage::Entry(what), entry_at));
-            }
-            _ => return Err(damaged(Damage::Entry("no stored bytes"), 0)),
-        };
+    /// A block, if it is in the cache.
+    pub(crate) fn cached_block(&self, block: &Block) -> Option<Bytes> {
+        self.cache.block(&self.block_key(block)?)
+    }
+
+    /// A block that is stored.
+    pub(crate) fn block(&self, stream: Stream, block: &Block) -> Result<Bytes, Error> {
+        let key = self.block_key(block).ok_or_else(|| {
+            self.damaged(Damage::Entry("no stored bytes"), stream, block, 0)
+        })?;
         self.cache.block_or_decode(&key, || {
             self.decode(stream, block, &key, || match self.check {
                 Check::Crc => Ok([0; 32]),
@@ -490,13 +281,13 @@ impl File {
         }
     }
 
-    fn damaged(&self, damage: Damage, stream: Stream, block: &Block, stored_at: u64) -> Error {
+    pub(crate) fn damaged(&self, damage: Damage, stream: Stream, block: &Block, stored_at: u64) -> Error {
         let position = block.range.start;
         self.structure.error(ErrorKind::Block { damage, stream, position, stored_at })
     }
 
     /// The hash of a block, from the file: it is not kept in memory. All zero if there is none.
-    fn stored_hash(&self, stream: Stream, block: &Block) -> Result<[u8; 32], Error> {
+    pub(crate) fn stored_hash(&self, stream: Stream, block: &Block) -> Result<[u8; 32], Error> {
         const HASH_BYTES: u64 = 32;
         if self.structure.family() == Family::A {
             return Ok([0; 32]);
@@ -513,7 +304,7 @@ impl File {
     }
 
     /// Where the entry of a block lies in the file.
-    fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
+    pub(crate) fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
         let pages = self.structure.index().pages(stream);
         let page = pages.partition_point(|page| page.start_block <= block.number).checked_sub(1)?;
         let record = pages.get(page)?;

@@ -4,14 +4,20 @@
 //! Calls that may read storage or decode say so; the others never wait.
 
 pub mod cache;
+pub mod chain;
 pub mod content;
 pub mod decode;
+pub mod encryption;
 pub mod error;
 pub mod extents;
 pub mod file;
 pub mod format;
+mod hash_index;
+pub mod open;
 pub(crate) mod page;
 pub(crate) mod part;
+mod read;
+pub(crate) mod reference;
 pub mod storage;
 pub(crate) mod stream_size;
 pub mod structure;
@@ -19,12 +25,16 @@ pub mod verify;
 pub mod write;
 
 pub use self::cache::Cache;
+pub use self::chain::{Ancestor, Registry};
 pub use self::content::Content;
 pub use self::decode::{Compressor, Encryptor, Lz4Compressor, ZstdCompressor};
+pub use self::encryption::{BlockCipher, Passphrase};
 pub use self::error::{Damage, Error, ErrorKind};
 pub use self::extents::{Extent, Property};
-pub use self::file::{Check, File, Interrupted, OpenOptions, Slice};
+pub use self::file::File;
 pub use self::format::{Compression, Family, Stream};
+pub use self::open::{Check, OpenOptions};
+pub use self::read::{Interrupted, Slice};
 pub use self::storage::{FileBackend, MemoryBackend, StorageBackend};
 pub use self::structure::Structure;
 pub use self::verify::{DamagedRange, verify};

@@ -3,17 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::snapshot::format::index::{Entry, EntryBounds, EntryKind};
 use crate::snapshot::format::{FormatError, PageRecord};
+use crate::snapshot::reference::Reference;
 
 /// What a block is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Contents {
     /// Stored bytes with their CRC-32.
     Stored { offset: u64, length: u32, crc: u32 },
     /// Zeros: not stored, or stored and known by their hash.
     Zeros,
+    /// Bytes of a parent.
+    Reference(Arc<Reference>),
     /// The entry is corrupt; what is wrong with it.
     Corrupt(&'static str),
 }
@@ -35,13 +39,14 @@ impl Block {
     }
 }
 
-/// A page, without the hashes: 24 bytes for each entry instead of 52.
+/// A page, without the hashes: 24 bytes for each entry instead of 52, and more for references.
 #[derive(Debug)]
 pub(crate) struct Page {
     record: PageRecord,
     /// Where each block ends in the stream. Sorted; blocks of no bytes repeat the one before.
     ends: Box<[u64]>,
     contents: Box<[PackedContents]>,
+    references: Box<[Arc<Reference>]>,
 }
 
 /// [`Contents`] in 16 bytes. Stored blocks never lie below the header, so small offsets are free
@@ -55,6 +60,7 @@ struct PackedContents {
 
 const ZEROS: u64 = 0;
 const CORRUPT: u64 = 1;
+const REFERENCE: u64 = 2;
 
 /// Everything that can be wrong with an entry, so that a number stands for a sentence.
 const CORRUPTIONS: [&str; 8] = [
@@ -76,9 +82,13 @@ impl PackedContents {
         Self { offset: CORRUPT, length: u32::try_from(number).unwrap_or(0), crc: 0 }
     }
 
-    fn unpack(self) -> Contents {
+    fn unpack(self, references: &[Arc<Reference>]) -> Contents {
         match self.offset {
             ZEROS => Contents::Zeros,
+            REFERENCE => match references.get(self.length as usize) {
+                Some(reference) => Contents::Reference(Arc::clone(reference)),
+                None => Contents::Corrupt("parent reference"),
+            },
             CORRUPT => {
                 let what = CORRUPTIONS.get(self.length as usize).copied();
                 Contents::Corrupt(what.unwrap_or("unknown"))
@@ -105,6 +115,7 @@ impl Page {
         let zeros = hashes_of_zeros(entries, bounds.logical_bytes_max);
         let mut ends = Vec::with_capacity(entries.len());
         let mut contents = Vec::with_capacity(entries.len());
+        let mut references = Vec::new();
         let mut end = record.start_logical;
         for entry in entries {
             end = end
@@ -120,14 +131,19 @@ impl Page {
                 Ok(EntryKind::Data) => {
                     PackedContents { offset: entry.offset, length: entry.length, crc: entry.crc }
                 }
-                Ok(EntryKind::Parent) => PackedContents::corrupt("parent reference"),
+                Ok(EntryKind::Parent) => {
+                    let length = u32::try_from(references.len()).unwrap_or(u32::MAX);
+                    references.push(Arc::new(Reference::new(entry.hash)));
+                    PackedContents { offset: REFERENCE, length, crc: 0 }
+                }
                 Err(what) => PackedContents::corrupt(what),
             });
         }
         if expected_end.is_some_and(|expected| expected != end) {
             return Err(overflow);
         }
-        Ok(Self { record, ends: ends.into(), contents: contents.into() })
+        let (ends, contents, references) = (ends.into(), contents.into(), references.into());
+        Ok(Self { record, ends, contents, references })
     }
 
     /// Where the page ends in the stream.
@@ -140,7 +156,7 @@ impl Page {
     pub(crate) fn has_doubtful_length(&self) -> bool {
         self.contents.iter().any(|contents| {
             matches!(
-                contents.unpack(),
+                contents.unpack(&self.references),
                 Contents::Corrupt(
                     "empty block"
                         | "block length above the limit"
@@ -153,7 +169,11 @@ impl Page {
     /// Memory that the page takes, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let entry = size_of::<u64>().saturating_add(size_of::<PackedContents>());
-        (self.ends.len().saturating_mul(entry).saturating_add(size_of::<Self>())) as u64
+        let entries = self.ends.len().saturating_mul(entry);
+        // Two counters before each, and the pointer to it.
+        let reference = size_of::<Reference>().saturating_add(3 * size_of::<usize>());
+        let references = self.references.len().saturating_mul(reference);
+        size_of::<Self>().saturating_add(entries).saturating_add(references) as u64
     }
 
     /// Position among the entries of the block that holds the byte at `position`, by binary
@@ -172,7 +192,7 @@ impl Page {
         Some(Block {
             range: start..end,
             number: self.record.start_block.saturating_add(at as u64),
-            contents: self.contents.get(at)?.unpack(),
+            contents: self.contents.get(at)?.unpack(&self.references),
         })
     }
 }
@@ -287,7 +307,7 @@ mod tests {
     #[test]
     fn every_complaint_of_an_entry_has_its_sentence() {
         for what in CORRUPTIONS {
-            assert_eq!(PackedContents::corrupt(what).unpack(), Contents::Corrupt(what));
+            assert_eq!(PackedContents::corrupt(what).unpack(&[]), Contents::Corrupt(what));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::snapshot::page::{Block, Contents};
+use crate::snapshot::page::Block;
 
 /// The part of a block that lies in a range.
 pub(crate) struct Part {
@@ -14,15 +14,16 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// What a converted tar archive declares behind its last block.
-    pub(crate) fn behind_blocks(blocks_end: u64, range: Range<u64>) -> Self {
-        let block =
-            Block { range: blocks_end..range.end, number: u64::MAX, contents: Contents::Zeros };
-        Self { range, block }
-    }
-
     pub(crate) fn length(&self) -> u64 {
         self.range.end.saturating_sub(self.range.start)
+    }
+
+    /// The same part of a block of equal length that stands elsewhere.
+    pub(crate) fn within(&self, block: &Block) -> Self {
+        let into_block = self.range.start.saturating_sub(self.block.range.start);
+        let start = block.range.start.saturating_add(into_block);
+        let end = start.saturating_add(self.length());
+        Self { range: start..end, block: block.clone() }
     }
 
     /// This part of the plain bytes of its block. It keeps the whole block in memory as long as it

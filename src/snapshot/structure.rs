@@ -153,6 +153,19 @@ impl Structure {
             .map_err(|error| self.error(error.into()))
     }
 
+    /// BLAKE3 of all bytes of the file.
+    pub(crate) fn digest(&self) -> Result<[u8; 32], Error> {
+        const CHUNK_BYTES: u64 = 1 << 20;
+        let (mut hasher, mut position) = (blake3::Hasher::new(), 0);
+        while position < self.file_bytes() {
+            let length = CHUNK_BYTES.min(self.file_bytes().saturating_sub(position));
+            let chunk = read(&*self.storage, "the file", position, length);
+            hasher.update(&chunk.map_err(|kind| self.error(kind))?);
+            position = position.saturating_add(length);
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
     pub(crate) fn storage(&self) -> &dyn StorageBackend {
         &*self.storage
     }

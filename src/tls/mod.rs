@@ -14,6 +14,7 @@
 //!   its user nothing.
 //! * [`issue`] and [`revocation_list`] make what the others read.
 
+pub mod access;
 mod certificate;
 pub mod config;
 pub mod fault;
@@ -34,6 +35,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use self::access::Access;
 pub use self::config::{ClientAuth, ConfigError, MinVersion, TlsConfig};
 pub use self::fault::{MaterialError, MaterialErrorKind, Warning};
 pub use self::handshake::{Cause, HandshakeFailure};

@@ -1,13 +1,13 @@
 //! Files in PEM, RFC 7468: the only place that knows what reads them.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls_pemfile::Item;
+
+use crate::tls::access::{self, Access};
 
 /// Largest file with keys and certificates that is read, in bytes. A bundle is a few KiB, all roots
 /// of the public web together are less than 300 KiB.
@@ -92,32 +92,6 @@ pub struct Pem {
     pub(super) access: Access,
 }
 
-/// Who may read a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Access {
-    pub(super) mode: u32,
-    pub(super) user: u32,
-    pub(super) group: u32,
-}
-
-impl Access {
-    fn of(metadata: &Metadata) -> Self {
-        Self { mode: metadata.mode() & 0o7777, user: metadata.uid(), group: metadata.gid() }
-    }
-
-    /// Whether others than the owner can read or change the file.
-    pub(super) fn is_exposed(self) -> bool {
-        self.mode & 0o077 != 0
-    }
-
-    /// Whether the file looks as systemd leaves a credential of a service with a `User=`: owned by
-    /// root, and opened to that user by an access list, whose mask shows as the group's right to
-    /// read. Source: `fd_add_uid_acl_permission` in systemd's `exec-credential.c`.
-    pub(super) fn is_credential(self) -> bool {
-        self.mode & 0o077 == 0o040 && self.user == 0 && self.group == 0
-    }
-}
-
 impl Pem {
     /// Reads a file of at most so many bytes.
     ///
@@ -129,7 +103,7 @@ impl Pem {
     }
 
     fn read_kind(file: &Path, bytes_max: u64) -> Result<Self, FileErrorKind> {
-        let (bytes, access) = read(file, bytes_max)?;
+        let (bytes, access) = access::read(file, bytes_max)?;
         Self::decode(&bytes, access)
     }
 
@@ -179,25 +153,6 @@ pub fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Fi
         return Err(FileError { file: file.into(), kind: FileErrorKind::NoCertificate });
     }
     Ok(certificates)
-}
-
-fn read(file: &Path, bytes_max: u64) -> Result<(Vec<u8>, Access), FileErrorKind> {
-    // Without O_NONBLOCK, opening a pipe waits for a writer that may never come.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let open = OpenOptions::new().read(true).custom_flags(flags).open(file);
-    let open: File = open.map_err(FileErrorKind::Open)?;
-    let metadata = open.metadata().map_err(FileErrorKind::Open)?;
-    if !metadata.is_file() {
-        return Err(FileErrorKind::NotAFile);
-    }
-    let mut bytes = Vec::new();
-    // One byte more, to notice that there is one. The file may grow while it is read.
-    let mut bounded = open.take(bytes_max.saturating_add(1));
-    bounded.read_to_end(&mut bytes).map_err(FileErrorKind::Read)?;
-    if bounded.limit() == 0 {
-        return Err(FileErrorKind::TooLarge { bytes_max });
-    }
-    Ok((bytes, Access::of(&metadata)))
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {

@@ -17,6 +17,7 @@ mod certs;
 mod corpus;
 mod damage;
 mod demo;
+mod encryption;
 mod exports;
 mod extended;
 mod formats;

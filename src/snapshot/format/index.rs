@@ -280,6 +280,11 @@ impl Entry {
     pub fn kind(&self, bounds: EntryBounds) -> Result<EntryKind, &'static str> {
         if self.offset == PARENT_REFERENCE_OFFSET {
             return match self {
+                Self { length: 0, crc: 0, logical_length, .. }
+                    if bounds.has_parents && *logical_length > bounds.logical_bytes_max =>
+                {
+                    Err("block length above the limit")
+                }
                 Self { length: 0, crc: 0, .. } if bounds.has_parents => Ok(EntryKind::Parent),
                 Self { length: 0, crc: 0, .. } => Err("parent reference without a parent"),
                 _ => Err("parent reference"),
@@ -433,6 +438,9 @@ mod tests {
         ] {
             assert!(wrong.kind(BOUNDS).is_err(), "{wrong:?}");
         }
+        let with_parents = EntryBounds { has_parents: true, ..BOUNDS };
+        let wide = Entry { logical_length: BOUNDS.logical_bytes_max + 1, ..parent() };
+        assert!(wide.kind(with_parents).is_err());
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! A snapshot in a local file or on a block device.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::snapshot::error::{Error, ErrorKind};
-use crate::snapshot::storage::StorageBackend;
+use crate::snapshot::storage::{Identity, StorageBackend};
 
 /// Reads a local file with positioned reads.
 #[derive(Debug)]
@@ -14,6 +17,8 @@ pub struct FileBackend {
     file: File,
     bytes: u64,
     name: String,
+    identity: Identity,
+    directory: Option<PathBuf>,
 }
 
 impl FileBackend {
@@ -23,19 +28,44 @@ impl FileBackend {
     ///
     /// [`ErrorKind::Open`] if the system refuses, [`ErrorKind::NotAFile`] for anything else.
     pub fn new(path: &Path) -> Result<Self, Error> {
-        let name = path.display().to_string();
-        Self::open(path, name.clone()).map_err(|kind| Error { file: name, kind })
+        Self::named(path, Self::open(path, OFlags::empty()))
     }
 
-    fn open(path: &Path, name: String) -> Result<Self, ErrorKind> {
+    /// Opens a regular file and nothing else, also no link to one: the name comes from somebody
+    /// who is not trusted.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileBackend::new`], and [`ErrorKind::NotRegular`].
+    pub(crate) fn regular(path: &Path) -> Result<Self, Error> {
+        let opened = match Self::open(path, OFlags::NOFOLLOW) {
+            Ok((_, metadata)) if !metadata.is_file() => Err(ErrorKind::NotRegular),
+            Err(ErrorKind::Open(error))
+                if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) =>
+            {
+                Err(ErrorKind::NotRegular)
+            }
+            opened => opened,
+        };
+        Self::named(path, opened)
+    }
+
+    fn open(path: &Path, flags: OFlags) -> Result<(File, Metadata), ErrorKind> {
         // Without O_NONBLOCK, opening a pipe waits for a writer that may never come.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(ErrorKind::Open)?;
+        let flags = flags.union(OFlags::NONBLOCK).bits().cast_signed();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = opened.map_err(ErrorKind::Open)?;
         let metadata = file.metadata().map_err(ErrorKind::Open)?;
+        Ok((file, metadata))
+    }
+
+    fn named(path: &Path, opened: Result<(File, Metadata), ErrorKind>) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let measured = opened.and_then(|(file, metadata)| Self::measured(path, file, &metadata));
+        measured.map_err(|kind| Error { file: name, kind })
+    }
+
+    fn measured(path: &Path, mut file: File, metadata: &Metadata) -> Result<Self, ErrorKind> {
         let bytes = if metadata.is_file() {
             metadata.len()
         } else if metadata.file_type().is_block_device() {
@@ -43,7 +73,11 @@ impl FileBackend {
         } else {
             return Err(ErrorKind::NotAFile);
         };
-        Ok(Self { file, bytes, name })
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let identity = Identity { device, inode, bytes, modified };
+        let directory = path.parent().map(Path::to_path_buf);
+        Ok(Self { file, bytes, name: path.display().to_string(), identity, directory })
     }
 }
 
@@ -58,6 +92,14 @@ impl StorageBackend for FileBackend {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(self.identity)
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 }
 

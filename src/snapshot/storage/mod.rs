@@ -8,6 +8,7 @@ pub use self::memory::MemoryBackend;
 
 use std::fmt::Debug;
 use std::io;
+use std::path::Path;
 
 /// Positioned reads of immutable bytes.
 ///
@@ -28,4 +29,24 @@ pub trait StorageBackend: Send + Sync + Debug {
 
     /// What to call it in messages: a path, an address.
     fn name(&self) -> &str;
+
+    /// What tells it from all others, if there is anything.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// The directory in which it lies, if it lies in one. Relatives are looked for there.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+}
+
+/// Which file it is, and in which state. Equal ones hold the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// When it was written last: seconds and nanoseconds.
+    modified: (i64, i64),
 }

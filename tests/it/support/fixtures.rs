@@ -1,9 +1,12 @@
 //! Files that releases of Hexz made, and what they must read back to.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use hexz_nbd::snapshot::{Error, File, FileBackend, OpenOptions, Passphrase};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// The list of all fixtures. Its own `schema` field describes the fields.
 #[derive(Deserialize)]
@@ -70,6 +73,13 @@ impl Fixture {
         path(&self.file)
     }
 
+    /// Opens it with its password, and looks for its parents beside it.
+    pub(crate) fn open(&self) -> Result<Arc<File>, Error> {
+        let passphrases = self.password.as_deref().map(passphrase).into_iter().collect();
+        let storage = Arc::new(FileBackend::new(&self.path())?);
+        File::open_with(storage, OpenOptions { passphrases, ..OpenOptions::default() })
+    }
+
     /// Neither encrypted nor thin.
     pub(crate) fn is_plain(&self) -> bool {
         self.kind == Kind::Valid && !self.encrypted && self.parents.is_empty()
@@ -96,6 +106,11 @@ pub(crate) fn named(file: &str) -> Fixture {
 /// A file of `tests/data`.
 pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A passphrase as a reader wants it.
+pub(crate) fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(Zeroizing::new(text.as_bytes().to_vec())).unwrap()
 }
 
 /// SHA-256 in lower case hexadecimal.

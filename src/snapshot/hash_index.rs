@@ -1,0 +1,107 @@
+//! Which blocks of a snapshot have which hash, for children that refer to them by content.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::sync::{Arc, PoisonError};
+
+use crate::snapshot::error::{Error, ErrorKind};
+use crate::snapshot::file::File;
+use crate::snapshot::format::index::{Entry, EntryKind};
+use crate::snapshot::format::{Family, Stream};
+use crate::snapshot::page::Block;
+
+/// Most blocks that are searched: 2 TiB of common ones. Each takes 12 bytes of memory as long as
+/// the snapshot is open, and no number in a file may decide how much that is.
+const BLOCKS_MAX: u64 = 32 << 20;
+
+/// Data blocks that have a hash, sorted by its first half. Of equal ones there is the first.
+#[derive(Debug)]
+pub(crate) struct HashIndex(Box<[Indexed]>);
+
+/// 12 bytes, which is why the prefix is in two pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Indexed {
+    prefix: [u32; 2],
+    /// Number of the block in the snapshot.
+    number: u32,
+}
+
+fn prefix(hash: &[u8; 32]) -> [u32; 2] {
+    let word = |bytes: Option<&[u8; 4]>| bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let (first, rest) = hash.split_at(4);
+    [word(first.first_chunk()), word(rest.first_chunk())]
+}
+
+impl File {
+    /// A data block of this snapshot with that hash and length, in either stream. The first
+    /// search reads the whole index. What is found verifies itself when it is decoded.
+    pub(crate) fn find_hash(
+        &self,
+        hash: &[u8; 32],
+        logical_length: u32,
+    ) -> Result<Option<(Stream, Block)>, Error> {
+        // Such files have none.
+        if self.structure().family() == Family::A || self.structure().header().encryption.is_some()
+        {
+            return Ok(None);
+        }
+        let index = self.hash_index()?;
+        let wanted = prefix(hash);
+        let at = index.0.partition_point(|indexed| indexed.prefix < wanted);
+        let Some(indexed) = index.0.get(at).filter(|indexed| indexed.prefix == wanted) else {
+            return Ok(None);
+        };
+        let Some((stream, block)) = self.block_of_number(u64::from(indexed.number))? else {
+            return Ok(None);
+        };
+        let is_it = block.logical_length() == logical_length
+            && self.stored_hash(stream, &block)? == *hash;
+        Ok(is_it.then_some((stream, block)))
+    }
+
+    /// Whoever comes first reads the index. The others need it too, so they wait.
+    fn hash_index(&self) -> Result<Arc<HashIndex>, Error> {
+        let mut index = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = &*index {
+            return Ok(Arc::clone(index));
+        }
+        let built = Arc::new(self.build_hash_index()?);
+        *index = Some(Arc::clone(&built));
+        Ok(built)
+    }
+
+    fn build_hash_index(&self) -> Result<HashIndex, Error> {
+        let structure = self.structure();
+        let (family, bounds) = (structure.family(), structure.entry_bounds());
+        let records =
+            || Stream::ALL.into_iter().flat_map(|stream| structure.index().pages(stream));
+        let blocks =
+            records().map(|record| record.entries(family)).fold(0_u64, u64::saturating_add);
+        if blocks > BLOCKS_MAX {
+            let limit = BLOCKS_MAX;
+            return Err(structure.error(ErrorKind::TooManyBlocks { blocks, limit }));
+        }
+        let mut indexed = Vec::with_capacity(usize::try_from(blocks).unwrap_or(0));
+        for record in records() {
+            let entries = match structure.entries(record) {
+                Ok(entries) => entries,
+                // It may be readable the next time.
+                Err(error @ Error { kind: ErrorKind::Read { .. }, .. }) => return Err(error),
+                // What it holds cannot be read anyway.
+                Err(_) => continue,
+            };
+            let has_hash = |entry: &Entry| {
+                entry.kind(bounds) == Ok(EntryKind::Data) && entry.hash != [0; 32]
+            };
+            let numbered = (record.start_block..).zip(&entries);
+            indexed.extend(numbered.filter(|(_, entry)| has_hash(entry)).filter_map(
+                |(number, entry)| {
+                    let number = u32::try_from(number).ok()?;
+                    Some(Indexed { prefix: prefix(&entry.hash), number })
+                },
+            ));
+        }
+        indexed.sort_unstable();
+        indexed.dedup_by_key(|indexed| indexed.prefix);
+        Ok(HashIndex(indexed.into()))
+    }
+}

@@ -1,0 +1,208 @@
+//! Where the bytes of a reference into a parent are. Format section 12.
+//!
+//! A reference has meant three things, depending on who wrote it, and nothing in the file says
+//! which. What does not resolve is an error: zeros or bytes of another place would be invented.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
+
+use crate::snapshot::chain::Ancestor;
+use crate::snapshot::error::{Damage, Error};
+use crate::snapshot::file::File;
+use crate::snapshot::format::Stream;
+use crate::snapshot::page::Block;
+use crate::snapshot::read::{Reach, Read, Slice, Stop};
+
+/// An entry of an index page that refers to a parent.
+#[derive(Debug)]
+pub(crate) struct Reference {
+    /// BLAKE3 of the bytes, or of the block of the parent that holds the first of them. All zero
+    /// if there is none.
+    hash: [u8; 32],
+    /// Found when it is read for the first time.
+    origin: OnceLock<Origin>,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// They are a block of a snapshot above this one.
+    Block {
+        /// Its place among the ancestors.
+        ancestor: usize,
+        stream: Stream,
+        block: Block,
+    },
+    /// They have the same place in a parent. What lies behind the end of the parent is zeros.
+    Place {
+        /// Its place among the parents.
+        parent: usize,
+    },
+}
+
+impl Reference {
+    pub(crate) fn new(hash: [u8; 32]) -> Self {
+        Self { hash, origin: OnceLock::new() }
+    }
+}
+
+impl PartialEq for Reference {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for Reference {}
+
+/// References of one read that may be compared with whole ranges of parents, which no known tool
+/// makes necessary. A bound, because each such range may hold such references itself.
+pub(crate) const COMPARISONS_MAX: u32 = 64;
+
+impl File {
+    /// Where the bytes of a block that is a reference are. Found once.
+    pub(crate) fn origin<'r>(
+        &self,
+        read: Read<'_>,
+        stream: Stream,
+        block: &Block,
+        reference: &'r Reference,
+    ) -> Result<&'r Origin, Stop> {
+        if let Some(origin) = reference.origin.get() {
+            return Ok(origin);
+        }
+        if read.reach == Reach::Cache {
+            return Err(Stop::Miss);
+        }
+        let origin = self.resolve(read.comparisons, stream, block, &reference.hash)?;
+        Ok(reference.origin.get_or_init(|| origin))
+    }
+
+    fn resolve(
+        &self,
+        comparisons: &Cell<u32>,
+        stream: Stream,
+        block: &Block,
+        hash: &[u8; 32],
+    ) -> Result<Origin, Error> {
+        if *hash == [0; 32] {
+            return self.by_position(stream, block);
+        }
+        if let Some(origin) = self.by_block_in_place(stream, block, hash)? {
+            return Ok(origin);
+        }
+        if let Some(origin) = self.by_content(block, hash)? {
+            return Ok(origin);
+        }
+        if let Some(origin) = self.by_comparison(comparisons, stream, block, hash)? {
+            return Ok(origin);
+        }
+        Err(self.unresolvable("no parent has bytes of its hash", stream, block))
+    }
+
+    /// Without a hash: the first parent that is long enough.
+    fn by_position(&self, stream: Stream, block: &Block) -> Result<Origin, Error> {
+        let reaches = |parent: &Arc<File>| block.range.start < parent.size(stream);
+        let parent = self.parents().iter().position(reaches).ok_or_else(|| {
+            self.unresolvable("it begins behind the end of the parent", stream, block)
+        })?;
+        Ok(Origin::Place { parent })
+    }
+
+    /// The block of a parent that holds the first byte has the hash: it is what is meant, if it
+    /// is the same range; or its place, in the files of a writer that only knew places.
+    fn by_block_in_place(
+        &self,
+        stream: Stream,
+        block: &Block,
+        hash: &[u8; 32],
+    ) -> Result<Option<Origin>, Error> {
+        for (number, parent) in self.parents().iter().enumerate() {
+            let Some(there) = parent.block_at(stream, block.range.start)? else { continue };
+            if parent.stored_hash(stream, &there)? != *hash {
+                continue;
+            }
+            if there.range == block.range {
+                let is_parent = |ancestor: &Ancestor| Arc::ptr_eq(&ancestor.file, parent);
+                let ancestor = self.ancestors().iter().position(is_parent);
+                return Ok(ancestor.map(|ancestor| Origin::Block {
+                    ancestor,
+                    stream,
+                    block: there,
+                }));
+            }
+            if !self.structure().header().variable_blocks {
+                return Ok(Some(Origin::Place { parent: number }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Wherever it stands, in either stream, in whatever generation.
+    fn by_content(&self, block: &Block, hash: &[u8; 32]) -> Result<Option<Origin>, Error> {
+        for (ancestor, Ancestor { file, .. }) in self.ancestors().iter().enumerate() {
+            if let Some((stream, block)) = file.find_hash(hash, block.logical_length())? {
+                return Ok(Some(Origin::Block { ancestor, stream, block }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same place of a parent, if its bytes have the hash.
+    fn by_comparison(
+        &self,
+        comparisons: &Cell<u32>,
+        stream: Stream,
+        block: &Block,
+        hash: &[u8; 32],
+    ) -> Result<Option<Origin>, Error> {
+        for (number, parent) in self.parents().iter().enumerate() {
+            let (start, end) = (block.range.start, block.range.end.min(parent.size(stream)));
+            if start >= end {
+                continue;
+            }
+            let Some(left) = comparisons.get().checked_sub(1) else {
+                return Err(self.unresolvable("too many of them in one read", stream, block));
+            };
+            comparisons.set(left);
+            let mut slices = Vec::new();
+            let read = Read { reach: Reach::Storage, comparisons };
+            match parent.collect(read, stream, start..end, &mut slices) {
+                Ok(()) => {}
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Miss) => continue,
+            }
+            slices.push(Slice::Zeros(block.range.end.saturating_sub(end)));
+            if hash_of(&slices) == *hash {
+                return Ok(Some(Origin::Place { parent: number }));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn unresolvable(&self, why: &'static str, stream: Stream, block: &Block) -> Error {
+        let entry_at = self.entry_position(stream, block).unwrap_or(0);
+        self.damaged(Damage::Reference(why), stream, block, entry_at)
+    }
+}
+
+fn hash_of(slices: &[Slice]) -> [u8; 32] {
+    const ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
+    let mut hasher = blake3::Hasher::new();
+    for slice in slices {
+        match slice {
+            Slice::Data(data) => {
+                hasher.update(data);
+            }
+            Slice::Zeros(bytes) => {
+                let mut left = usize::try_from(*bytes).unwrap_or(usize::MAX);
+                while left > 0 {
+                    let some = ZEROS.get(..left).unwrap_or(&ZEROS);
+                    hasher.update(some);
+                    left = left.saturating_sub(some.len());
+                }
+            }
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
