@@ -80,6 +80,7 @@ fn snapshots() -> Snapshots {
             threads: NonZeroUsize::new(2).unwrap(),
             replace: false,
             base: None,
+            passphrase: None,
         };
         let source = Source::open(&raw).unwrap();
         write::write(&source, &path, &settings, &AtomicBool::new(false), &|_| {}).unwrap();

@@ -12,8 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::escape::Escaped;
 use crate::cli::failure::Failure;
+use crate::cli::passphrases;
 use crate::cli::progress::Progress;
 use crate::cli::size::ByteSize;
+use crate::snapshot::Passphrase;
 use crate::snapshot::write::{
     self, Base, BlockSize, Cut, ErrorKind, Method, Settings, Source, Summary, ZstdLevel,
 };
@@ -53,6 +55,23 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PARENT.hxz")]
     base: Option<PathBuf>,
 
+    /// Encrypt the blocks, with a passphrase from --key-file, else from the environment variable
+    /// HEXZ_NBD_PASSPHRASE, else from the credential `passphrase` of systemd
+    ///
+    /// The scheme is that of Hexz: AES-256-GCM, with a key from the passphrase by
+    /// PBKDF2-HMAC-SHA256 (600000 iterations). It hides contents, and no more: whoever has the file
+    /// sees the size of the image, where it is zero, how well each block compresses, the path of a
+    /// base, and the BLAKE3 of each block that is in the base. And it is no proof that the snapshot
+    /// is as it was written: header and index are not authenticated, so whoever can write to the
+    /// file can turn blocks into zeros, and nobody notices. Sign it, if that matters. The passphrase
+    /// is all there is: take a long one, there is no second way to the contents.
+    #[arg(long)]
+    encrypt: bool,
+
+    /// File with the passphrase for --encrypt. One line break at its end does not count
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    key_file: Option<PathBuf>,
+
     /// Threads that read and compress, 1 to 1024. The snapshot is the same with any number
     /// [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -70,12 +89,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let source = Source::open(&arguments.image)?;
     let base = arguments.base.as_deref().map(Base::open).transpose()?;
+    let passphrase =
+        if arguments.encrypt { Some(passphrase(arguments.key_file.as_slice())?) } else { None };
     let settings = Settings {
         method: arguments.compression,
         cut: cut(base.as_ref(), arguments.block_size)?,
         threads,
         replace: arguments.force,
         base: base.as_ref(),
+        passphrase: passphrase.as_ref(),
     };
     let stop = stop_on_signal()?;
     let progress = Progress::new("packing", source.bytes());
@@ -96,6 +118,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+fn passphrase(key_file: &[PathBuf]) -> Result<Passphrase, Failure> {
+    passphrases::load(key_file, false)?.into_iter().next().ok_or_else(|| {
+        Failure::Usage(format!(
+            "--encrypt needs a passphrase: name a file that holds it with --key-file, or set the \
+             environment variable {}",
+            passphrases::VARIABLE
+        ))
+    })
 }
 
 /// Equal data makes equal blocks only where both are cut alike.

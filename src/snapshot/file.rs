@@ -215,9 +215,9 @@ impl File {
 
     /// A block that is stored.
     pub(crate) fn block(&self, stream: Stream, block: &Block) -> Result<Bytes, Error> {
-        let key = self.block_key(block).ok_or_else(|| {
-            self.damaged(Damage::Entry("no stored bytes"), stream, block, 0)
-        })?;
+        let key = self
+            .block_key(block)
+            .ok_or_else(|| self.damaged(Damage::Entry("no stored bytes"), stream, block, 0))?;
         self.cache.block_or_decode(&key, || {
             self.decode(stream, block, &key, || match self.check {
                 Check::Crc => Ok([0; 32]),
@@ -281,7 +281,13 @@ impl File {
         }
     }
 
-    pub(crate) fn damaged(&self, damage: Damage, stream: Stream, block: &Block, stored_at: u64) -> Error {
+    pub(crate) fn damaged(
+        &self,
+        damage: Damage,
+        stream: Stream,
+        block: &Block,
+        stored_at: u64,
+    ) -> Error {
         let position = block.range.start;
         self.structure.error(ErrorKind::Block { damage, stream, position, stored_at })
     }

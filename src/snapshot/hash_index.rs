@@ -53,8 +53,8 @@ impl File {
         let Some((stream, block)) = self.block_of_number(u64::from(indexed.number))? else {
             return Ok(None);
         };
-        let is_it = block.logical_length() == logical_length
-            && self.stored_hash(stream, &block)? == *hash;
+        let is_it =
+            block.logical_length() == logical_length && self.stored_hash(stream, &block)? == *hash;
         Ok(is_it.then_some((stream, block)))
     }
 
@@ -72,8 +72,7 @@ impl File {
     fn build_hash_index(&self) -> Result<HashIndex, Error> {
         let structure = self.structure();
         let (family, bounds) = (structure.family(), structure.entry_bounds());
-        let records =
-            || Stream::ALL.into_iter().flat_map(|stream| structure.index().pages(stream));
+        let records = || Stream::ALL.into_iter().flat_map(|stream| structure.index().pages(stream));
         let blocks =
             records().map(|record| record.entries(family)).fold(0_u64, u64::saturating_add);
         if blocks > BLOCKS_MAX {
@@ -89,9 +88,8 @@ impl File {
                 // What it holds cannot be read anyway.
                 Err(_) => continue,
             };
-            let has_hash = |entry: &Entry| {
-                entry.kind(bounds) == Ok(EntryKind::Data) && entry.hash != [0; 32]
-            };
+            let has_hash =
+                |entry: &Entry| entry.kind(bounds) == Ok(EntryKind::Data) && entry.hash != [0; 32];
             let numbered = (record.start_block..).zip(&entries);
             indexed.extend(numbered.filter(|(_, entry)| has_hash(entry)).filter_map(
                 |(number, entry)| {

@@ -245,12 +245,7 @@ impl File {
         }
     }
 
-    fn block_in_reach(
-        &self,
-        read: Read<'_>,
-        stream: Stream,
-        block: &Block,
-    ) -> Result<Bytes, Stop> {
+    fn block_in_reach(&self, read: Read<'_>, stream: Stream, block: &Block) -> Result<Bytes, Stop> {
         match read.reach {
             Reach::Cache => self.cached_block(block).ok_or(Stop::Miss),
             Reach::Storage => Ok(self.block(stream, block)?),

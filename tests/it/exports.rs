@@ -42,6 +42,7 @@ impl Snapshots {
             threads: NonZeroUsize::MIN,
             replace: true,
             base: None,
+            passphrase: None,
         };
         let source = Source::open(&source).unwrap();
         let path = self.path(name);

@@ -1,8 +1,6 @@
 //! Every release of Hexz, read to the last byte.
 
-use hexz_nbd::snapshot::{
-    Content, Extent, Family, File, FileBackend, OpenOptions, Stream,
-};
+use hexz_nbd::snapshot::{Content, Extent, Family, File, FileBackend, OpenOptions, Stream};
 use std::sync::Arc;
 
 use crate::support::fixtures::{self, Kind, StreamContent, sha256};

@@ -11,11 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::snapshot::decode::{Compressor, Decoder, Lz4Compressor, ZstdCompressor};
+use crate::snapshot::decode::Decoder;
 use crate::snapshot::error::ErrorKind as ReadErrorKind;
 use crate::snapshot::format::header::ChunkingParameters;
 use crate::snapshot::format::index::EntryKind;
-use crate::snapshot::format::{Compression, Entry, Family, Stream};
+use crate::snapshot::format::{Entry, Family, Stream};
+use crate::snapshot::open;
 use crate::snapshot::storage::FileBackend;
 use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
 use crate::snapshot::write::cut::{BlockSize, Chunking, Cut};
@@ -76,7 +77,9 @@ impl Base {
         if structure.family() == Family::A {
             return Err(ErrorKind::BaseWithoutHashes);
         }
-        let decoder = decoder(&structure)?;
+        let decompressor =
+            open::decompressor(&structure).map_err(|error| ErrorKind::Base(error.kind))?;
+        let decoder = Decoder::new(decompressor, None);
         let blocks = Blocks::of(&structure, BLOCKS_MAX)?;
         Ok(Self { structure, decoder, metadata, canonical, blocks, damaged: AtomicU64::new(0) })
     }
@@ -175,22 +178,6 @@ impl Base {
     pub(super) fn error(&self, kind: ErrorKind) -> Error {
         Error { file: self.structure.name().to_owned(), kind }
     }
-}
-
-fn decoder(structure: &Structure) -> Result<Decoder, ErrorKind> {
-    let compressor: Box<dyn Compressor> = match structure.header().compression {
-        Compression::Lz4 => Box::new(Lz4Compressor::new()),
-        Compression::Zstd => {
-            let dictionary = structure.dictionary().map_err(|error| ErrorKind::Base(error.kind))?;
-            let offset = structure.header().dictionary.map_or(0, |span| span.offset);
-            Box::new(
-                ZstdCompressor::new(dictionary).map_err(|source| {
-                    ErrorKind::Base(ReadErrorKind::Dictionary { offset, source })
-                })?,
-            )
-        }
-    };
-    Ok(Decoder::new(compressor, None))
 }
 
 /// Where the base stores which bytes.

@@ -71,13 +71,12 @@ impl<'a> Body<'a> {
                     add(&mut self.summary.duplicate_bytes, plain_bytes);
                     (hash, stored)
                 } else {
-                    let length = u32::try_from(bytes.len()).expect("16 MiB do not grow to 4 GiB");
-                    let stored = Stored { offset: self.offset, length, crc };
-                    self.append(&bytes)?;
+                    let stored = self.store(&bytes, crc)?;
                     self.known.insert(hash, stored);
                     (hash, stored)
                 }
             }
+            Contents::Encrypted { crc, bytes } => ([0; 32], self.store(&bytes, crc)?),
         };
         add(&mut self.summary.image_bytes, plain_bytes);
         self.entries.push(Entry {
@@ -125,6 +124,13 @@ impl<'a> Body<'a> {
         self.page_start = (next_block, self.summary.image_bytes);
         self.entries.clear();
         Ok(())
+    }
+
+    fn store(&mut self, bytes: &[u8], crc: u32) -> Result<Stored, ErrorKind> {
+        let length = u32::try_from(bytes.len()).expect("16 MiB do not grow to 4 GiB");
+        let stored = Stored { offset: self.offset, length, crc };
+        self.append(bytes)?;
+        Ok(stored)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {

@@ -1,8 +1,9 @@
-//! Plain bytes of the image to stored bytes, by one thread. Format sections 8, 9 and 18.
+//! Plain bytes of the image to stored bytes, by one thread. Format sections 8 to 10 and 18.
 
 use std::io;
 use std::ops::Range;
 
+use crate::snapshot::encryption::BlockCipher;
 use crate::snapshot::write::base::Base;
 use crate::snapshot::write::cut::Batch;
 use crate::snapshot::write::error::ErrorKind;
@@ -28,14 +29,14 @@ pub(super) enum Contents {
     Known { hash: [u8; 32], stored: Stored },
     /// Bytes that may be new.
     Compressed { hash: [u8; 32], crc: u32, bytes: Vec<u8> },
+    /// Bytes that are stored in any case, and without a hash, which would show what they are.
+    Encrypted { crc: u32, bytes: Vec<u8> },
 }
 
 /// What one thread needs to pack blocks.
 pub(super) struct Worker<'a> {
     source: &'a Source,
-    base: Option<&'a Base>,
-    known: &'a Known,
-    encoder: Encoder,
+    packer: BlockPacker<'a>,
     /// Kept from batch to batch, so that its memory is asked for once.
     plain: Vec<u8>,
 }
@@ -44,10 +45,12 @@ impl<'a> Worker<'a> {
     pub(super) fn new(
         source: &'a Source,
         known: &'a Known,
+        cipher: Option<&'a BlockCipher>,
         settings: &Settings<'a>,
     ) -> Result<Self, ErrorKind> {
         let encoder = Encoder::new(settings.method).map_err(ErrorKind::Compressor)?;
-        Ok(Self { source, base: settings.base, known, encoder, plain: Vec::new() })
+        let packer = BlockPacker { base: settings.base, known, cipher, encoder };
+        Ok(Self { source, packer, plain: Vec::new() })
     }
 
     /// Packs the blocks of a batch. Those that lie in a hole are not read.
@@ -60,7 +63,8 @@ impl<'a> Worker<'a> {
             blocks.extend(hole.iter().copied().map(PackedBlock::zeros));
             let offset = position;
             let (touched, others) = split(others, &mut position, |block| block.start < data.end);
-            self.pack_data(&mut blocks, offset..position, touched)?;
+            let first_block = batch.first_block.saturating_add(blocks.len() as u64);
+            self.pack_data(&mut blocks, offset..position, first_block, touched)?;
             rest = others;
         }
         blocks.extend(rest.iter().copied().map(PackedBlock::zeros));
@@ -71,6 +75,7 @@ impl<'a> Worker<'a> {
         &mut self,
         blocks: &mut Vec<PackedBlock>,
         data: Range<u64>,
+        first_block: u64,
         lengths: &[u32],
     ) -> Result<(), ErrorKind> {
         let length = usize::try_from(data.end.saturating_sub(data.start))
@@ -79,10 +84,9 @@ impl<'a> Worker<'a> {
         self.source.read(data.start, &mut self.plain)?;
         let mut rest = self.plain.as_slice();
         let mut offset = data.start;
-        for plain_bytes in lengths.iter().copied() {
+        for (number, plain_bytes) in (first_block..).zip(lengths.iter().copied()) {
             let (plain, others) = rest.split_at(rest.len().min(plain_bytes as usize));
-            let contents = pack_block(&mut self.encoder, self.base, self.known, plain)
-                .map_err(|source| ErrorKind::Compress { offset, source })?;
+            let contents = self.packer.pack(number, offset, plain)?;
             blocks.push(PackedBlock { plain_bytes, contents });
             rest = others;
             offset = offset.saturating_add(u64::from(plain_bytes));
@@ -116,24 +120,49 @@ fn split<'l>(
     lengths.split_at(count)
 }
 
-fn pack_block(
-    encoder: &mut Encoder,
-    base: Option<&Base>,
-    known: &Known,
-    plain: &[u8],
-) -> io::Result<Contents> {
-    if is_zero(plain) {
-        return Ok(Contents::Zeros);
+/// How one block is packed.
+struct BlockPacker<'a> {
+    base: Option<&'a Base>,
+    known: &'a Known,
+    cipher: Option<&'a BlockCipher>,
+    encoder: Encoder,
+}
+
+impl BlockPacker<'_> {
+    /// Packs the block with this number among all blocks, from this place of the image.
+    fn pack(&mut self, number: u64, offset: u64, plain: &[u8]) -> Result<Contents, ErrorKind> {
+        if is_zero(plain) {
+            return Ok(Contents::Zeros);
+        }
+        let hash = || *blake3::hash(plain).as_bytes();
+        if let Some(cipher) = self.cipher {
+            if let Some(base) = self.base
+                && let hash = hash()
+                && base.has(&hash, plain)
+            {
+                return Ok(Contents::InBase { hash });
+            }
+            let mut bytes = self.compress(offset, plain)?;
+            cipher
+                .encrypt(number, &mut bytes)
+                .map_err(|damage| ErrorKind::Encrypt { offset, damage })?;
+            return Ok(Contents::Encrypted { crc: crc32fast::hash(&bytes), bytes });
+        }
+        let hash = hash();
+        if self.base.is_some_and(|base| base.has(&hash, plain)) {
+            return Ok(Contents::InBase { hash });
+        }
+        if let Some(stored) = self.known.get(&hash) {
+            return Ok(Contents::Known { hash, stored });
+        }
+        let bytes = self.compress(offset, plain)?;
+        Ok(Contents::Compressed { hash, crc: crc32fast::hash(&bytes), bytes })
     }
-    let hash = *blake3::hash(plain).as_bytes();
-    if base.is_some_and(|base| base.has(&hash, plain)) {
-        return Ok(Contents::InBase { hash });
+
+    fn compress(&mut self, offset: u64, plain: &[u8]) -> Result<Vec<u8>, ErrorKind> {
+        let encoded = self.encoder.encode(plain);
+        encoded.map_err(|source| ErrorKind::Compress { offset, source })
     }
-    if let Some(stored) = known.get(&hash) {
-        return Ok(Contents::Known { hash, stored });
-    }
-    let bytes = encoder.encode(plain)?;
-    Ok(Contents::Compressed { hash, crc: crc32fast::hash(&bytes), bytes })
 }
 
 /// Piece by piece: a data block differs in its first piece mostly, and within a piece there is no

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::snapshot::error::ErrorKind as ReadErrorKind;
+use crate::snapshot::error::{Damage, ErrorKind as ReadErrorKind};
 use crate::snapshot::format::{Family, FormatError};
 use crate::snapshot::write::cut::BlockSize;
 
@@ -128,6 +128,17 @@ pub enum ErrorKind {
         /// Why.
         source: io::Error,
     },
+    /// The cipher failed.
+    #[error("cannot encrypt the block at byte {offset}: {damage}")]
+    Encrypt {
+        /// Where the block begins in the image.
+        offset: u64,
+        /// Why.
+        damage: Damage,
+    },
+    /// The system gives no random numbers for the salt, or no key can be derived.
+    #[error("cannot make a key for encryption")]
+    Key,
     /// The compressor cannot be set up.
     #[error("cannot set up the compressor: {0}")]
     Compressor(io::Error),

@@ -24,6 +24,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::snapshot::encryption::{BlockCipher, ITERATIONS_DEFAULT, Passphrase};
+use crate::snapshot::format::header::Encryption;
 use crate::snapshot::format::index::{
     MASTER_INDEX_BYTES_MAX, MASTER_INDEX_FIXED_BYTES, PAGE_ENTRIES_MAX, PAGE_RECORD_BYTES,
 };
@@ -48,6 +50,9 @@ pub struct Settings<'a> {
     pub replace: bool,
     /// Whose blocks are not stored again. The snapshot cannot be read without it.
     pub base: Option<&'a Base>,
+    /// Encrypts the blocks. No two of them are then stored once, and neither sizes nor holes nor
+    /// the hashes of what is in the base become secret.
+    pub passphrase: Option<&'a Passphrase>,
 }
 
 /// How blocks are compressed, and how hard the compressor tries.
@@ -129,7 +134,12 @@ pub fn write(
     check_block_count(image_bytes.div_ceil(u64::from(settings.cut.block_bytes_max())))
         .map_err(|kind| source.error(kind))?;
     destination::check(destination, source, settings.base, settings.replace).map_err(written)?;
-    let header = header(destination, settings)?;
+    let mut header = header(destination, settings)?;
+    let cipher = settings.passphrase.map(new_key).transpose().map_err(written)?;
+    let cipher = cipher.map(|(encryption, cipher)| {
+        header.encryption = Some(encryption);
+        cipher
+    });
 
     let temporary = Temporary::beside(destination).map_err(written)?;
     let known = Known::default();
@@ -138,7 +148,7 @@ pub fn write(
     let threads = usize::try_from(cut::batches_max(image_bytes, settings.cut))
         .map_or(settings.threads.get(), |batches| batches.min(settings.threads.get()));
     let workers = (0..threads)
-        .map(|_| Worker::new(source, &known, settings))
+        .map(|_| Worker::new(source, &known, cipher.as_ref(), settings))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|kind| source.error(kind))?;
     pipeline::in_order(
@@ -166,6 +176,14 @@ pub fn write(
     summary.base_blocks_damaged = settings.base.map_or(0, Base::damaged_blocks);
     temporary.publish(destination, settings.replace).map_err(written)?;
     Ok(summary)
+}
+
+/// A key that no other file has: its nonces are the numbers of blocks.
+fn new_key(passphrase: &Passphrase) -> Result<(Encryption, BlockCipher), ErrorKind> {
+    let mut encryption = Encryption { salt: [0; 16], iterations: ITERATIONS_DEFAULT };
+    aws_lc_rs::rand::fill(&mut encryption.salt).map_err(|_| ErrorKind::Key)?;
+    let cipher = BlockCipher::derive(passphrase, &encryption).map_err(|_| ErrorKind::Key)?;
+    Ok((encryption, cipher))
 }
 
 /// All of the header that is known before the work, so that one that cannot be written is refused

@@ -15,6 +15,7 @@ pub(crate) fn settings(method: Method, block_bytes: usize) -> Settings<'static> 
         threads: NonZeroUsize::new(2).unwrap(),
         replace: false,
         base: None,
+        passphrase: None,
     }
 }
 
