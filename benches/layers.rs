@@ -21,7 +21,7 @@ use hexz_nbd::export::{Catalogue, Export, ExportSettings};
 use hexz_nbd::nbd::{Contexts, Outbox, Piece, Replies, Terms, Transmission, Work};
 use hexz_nbd::server::{Access, Endpoint, ExportAccess, Insecure, Limits, Policy, Server};
 use hexz_nbd::server::{Tls, TlsMode};
-use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source, ZstdLevel};
+use hexz_nbd::snapshot::write::{self, BlockSize, Cut, Method, Settings, Source, ZstdLevel};
 use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
 use hexz_nbd::snapshot::{Stream, ZstdCompressor};
 use hexz_nbd::tls::issue::{Authority, Client, Validity};
@@ -76,9 +76,11 @@ fn snapshots() -> Snapshots {
         let path = directory.path().join(name);
         let settings = Settings {
             method,
-            block_size: BlockSize::new(BLOCK as u64).unwrap(),
+            cut: Cut::Blocks(BlockSize::new(BLOCK as u64).unwrap()),
             threads: NonZeroUsize::new(2).unwrap(),
             replace: false,
+            base: None,
+            passphrase: None,
         };
         let source = Source::open(&raw).unwrap();
         write::write(&source, &path, &settings, &AtomicBool::new(false), &|_| {}).unwrap();

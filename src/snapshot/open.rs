@@ -170,7 +170,8 @@ impl File {
     }
 }
 
-fn decompressor(structure: &Structure) -> Result<Box<dyn Compressor>, Error> {
+/// What the header says, with the dictionary of the file.
+pub(crate) fn decompressor(structure: &Structure) -> Result<Box<dyn Compressor>, Error> {
     match structure.header().compression {
         Compression::Lz4 => Ok(Box::new(Lz4Compressor::new())),
         Compression::Zstd => {

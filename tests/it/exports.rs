@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use hexz_nbd::snapshot::write::{self, BlockSize, Method, Settings, Source};
+use hexz_nbd::snapshot::write::{self, BlockSize, Cut, Method, Settings, Source};
 use hexz_nbd::snapshot::{File, Stream};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -38,9 +38,11 @@ impl Snapshots {
         fs::write(&source, image).unwrap();
         let settings = Settings {
             method: Method::Lz4,
-            block_size: BlockSize::new(4096).unwrap(),
+            cut: Cut::Blocks(BlockSize::new(4096).unwrap()),
             threads: NonZeroUsize::MIN,
             replace: true,
+            base: None,
+            passphrase: None,
         };
         let source = Source::open(&source).unwrap();
         let path = self.path(name);

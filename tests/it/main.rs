@@ -30,6 +30,8 @@ mod mapping;
 mod meta_context;
 mod negotiation;
 mod pack;
+mod pack_base;
+mod pack_encrypt;
 mod panics;
 mod protocol_table;
 mod readme;

@@ -5,21 +5,22 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use hexz_core::{Archive, ArchiveStream};
 use hexz_nbd::snapshot::format::index::EntryKind;
 use hexz_nbd::snapshot::write::{
-    self, BlockSize, Error, ErrorKind, Method, Settings, Source, Summary, ZstdLevel,
+    self, BlockSize, Cut, ErrorKind, Method, Settings, Source, Summary, ZstdLevel,
 };
 use hexz_nbd::snapshot::{Check, File, FileBackend, OpenOptions, Stream};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::support::fixtures;
+use crate::support::packing::{command, names, noise, settings, text, write_to};
+use crate::support::upstream::InMemory;
 
 const METHODS: [Method; 2] = [Method::Lz4, Method::Zstd(ZstdLevel::DEFAULT)];
 
@@ -105,7 +106,7 @@ fn the_header_is_what_upstream_writes_for_blocks_of_one_size() {
 fn equal_blocks_are_stored_once_and_zeros_never() {
     let image = [noise(1, 4096), noise(2, 4096), noise(1, 4096), vec![0; 8192], noise(1, 4096)];
     let packed = check(&image.concat(), &settings(Method::Lz4, 4096));
-    let Summary { image_bytes, sparse_bytes, duplicate_bytes, file_bytes } = packed.summary;
+    let Summary { image_bytes, sparse_bytes, duplicate_bytes, file_bytes, .. } = packed.summary;
     assert_eq!((image_bytes, sparse_bytes, duplicate_bytes), (6 * 4096, 8192, 8192));
     assert_eq!(file_bytes, fs::metadata(&packed.out).unwrap().len());
     assert!(file_bytes < 4096 + 2 * 4200 + 500, "{file_bytes}");
@@ -355,14 +356,14 @@ struct Packed {
 }
 
 /// Packs and checks everything that can be checked about the file.
-fn check(image: &[u8], settings: &Settings) -> Packed {
+fn check(image: &[u8], settings: &Settings<'_>) -> Packed {
     let packed = pack(image, settings);
     check_readers(image, &packed.out);
     check_layout(image, &packed.out, settings, packed.summary);
     packed
 }
 
-fn pack(image: &[u8], settings: &Settings) -> Packed {
+fn pack(image: &[u8], settings: &Settings<'_>) -> Packed {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
     fs::write(&path, image).unwrap();
@@ -372,14 +373,9 @@ fn pack(image: &[u8], settings: &Settings) -> Packed {
     Packed { out, summary, _directory: directory }
 }
 
-fn write_to(image: &Path, out: &Path, settings: &Settings) -> Result<Summary, Error> {
-    let source = Source::open(image)?;
-    write::write(&source, out, settings, &AtomicBool::new(false), &|_| ())
-}
-
 /// Both libraries give back the image.
 fn check_readers(image: &[u8], out: &Path) {
-    let theirs = Archive::open(Arc::new(Upstream(fs::read(out).unwrap().into())), None).unwrap();
+    let theirs = Archive::open(Arc::new(InMemory(fs::read(out).unwrap().into())), None).unwrap();
     assert_eq!(theirs.size(ArchiveStream::Main), image.len() as u64);
     assert_eq!(theirs.size(ArchiveStream::Auxiliary), 0);
     let bytes = theirs.read_at(ArchiveStream::Main, 0, image.len()).unwrap();
@@ -393,7 +389,7 @@ fn check_readers(image: &[u8], out: &Path) {
 }
 
 /// Format sections 2, 5, 6 and 18: no gaps, zeros sparse, equal blocks once, sums and hashes right.
-fn check_layout(image: &[u8], out: &Path, settings: &Settings, summary: Summary) {
+fn check_layout(image: &[u8], out: &Path, settings: &Settings<'_>, summary: Summary) {
     let stored = fs::read(out).unwrap();
     let file = File::open(out).unwrap();
     let structure = file.structure();
@@ -435,7 +431,8 @@ fn check_layout(image: &[u8], out: &Path, settings: &Settings, summary: Summary)
     assert_eq!(structure.header().index_offset, next_byte);
     let index = structure.index().encode();
     assert_eq!(stored[next_byte as usize..], index);
-    assert_eq!(BlockSize::new(structure.header().block_bytes.into()), Some(settings.block_size));
+    let size = BlockSize::new(structure.header().block_bytes.into()).unwrap();
+    assert_eq!(Cut::Blocks(size), settings.cut);
     assert_eq!(
         summary,
         Summary {
@@ -443,40 +440,10 @@ fn check_layout(image: &[u8], out: &Path, settings: &Settings, summary: Summary)
             file_bytes: stored.len() as u64,
             sparse_bytes: sparse,
             duplicate_bytes: duplicate,
+            ..Summary::default()
         }
     );
     assert_eq!(fs::metadata(out).unwrap().mode() & 0o111, 0);
-}
-
-fn settings(method: Method, block_bytes: usize) -> Settings {
-    Settings {
-        method,
-        block_size: BlockSize::new(block_bytes as u64).unwrap(),
-        threads: NonZeroUsize::new(2).unwrap(),
-        replace: false,
-    }
-}
-
-/// Runs `hexz-nbd pack` in a directory, with a pipe as its input that never gets a byte.
-fn command(directory: &Path, arguments: &[&str]) -> Output {
-    let child = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"))
-        .arg("pack")
-        .args(arguments)
-        .current_dir(directory)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.wait_with_output().unwrap()
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort_unstable();
-    names
 }
 
 /// Zeros, text, a block that is almost zero, or one of several kinds of noise.
@@ -490,31 +457,5 @@ fn block(kind: u8, length: usize) -> Vec<u8> {
             block
         }
         _ => noise(kind.into(), length),
-    }
-}
-
-fn text(length: usize) -> Vec<u8> {
-    b"In a hole in the ground there lived a block. ".iter().copied().cycle().take(length).collect()
-}
-
-/// Bytes that do not compress, the same for the same seed.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-/// A file in memory for upstream's library.
-#[derive(Debug)]
-struct Upstream(Bytes);
-
-impl hexz_core::store::StorageBackend for Upstream {
-    fn read_exact(&self, offset: u64, length: usize) -> hexz_common::Result<Bytes> {
-        let start = offset as usize;
-        Ok(self.0.slice(start..start + length))
-    }
-
-    fn len(&self) -> u64 {
-        self.0.len() as u64
     }
 }

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-use crate::snapshot::format::index::{self, Entry, MasterIndex, PAGE_ENTRIES_MAX, PageRecord};
-use crate::snapshot::format::{HEADER_BYTES, Header, Layout};
+use crate::snapshot::format::index::{
+    self, Entry, MasterIndex, PAGE_ENTRIES_MAX, PARENT_REFERENCE_OFFSET, PageRecord,
+};
+use crate::snapshot::format::{HEADER_BYTES, Header};
 use crate::snapshot::write::compress::{Contents, PackedBlock};
 use crate::snapshot::write::error::ErrorKind;
 use crate::snapshot::write::known::{Known, Stored};
-use crate::snapshot::write::{Settings, Summary};
+use crate::snapshot::write::{Summary, check_block_count};
 
 /// Blocks of a few KiB are gathered into one system call.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -55,6 +57,10 @@ impl<'a> Body<'a> {
                 add(&mut self.summary.sparse_bytes, plain_bytes);
                 ([0; 32], Stored { offset: 0, length: 0, crc: 0 })
             }
+            Contents::InBase { hash } => {
+                add(&mut self.summary.base_bytes, plain_bytes);
+                (hash, Stored { offset: PARENT_REFERENCE_OFFSET, length: 0, crc: 0 })
+            }
             Contents::Known { hash, stored } => {
                 add(&mut self.summary.duplicate_bytes, plain_bytes);
                 (hash, stored)
@@ -65,13 +71,12 @@ impl<'a> Body<'a> {
                     add(&mut self.summary.duplicate_bytes, plain_bytes);
                     (hash, stored)
                 } else {
-                    let length = u32::try_from(bytes.len()).expect("16 MiB do not grow to 4 GiB");
-                    let stored = Stored { offset: self.offset, length, crc };
-                    self.append(&bytes)?;
+                    let stored = self.store(&bytes, crc)?;
                     self.known.insert(hash, stored);
                     (hash, stored)
                 }
             }
+            Contents::Encrypted { crc, bytes } => ([0; 32], self.store(&bytes, crc)?),
         };
         add(&mut self.summary.image_bytes, plain_bytes);
         self.entries.push(Entry {
@@ -88,28 +93,14 @@ impl<'a> Body<'a> {
     }
 
     /// Writes what is left. What was written is not durable yet.
-    pub(super) fn finish(mut self, settings: &Settings) -> Result<Summary, ErrorKind> {
+    pub(super) fn finish(mut self, mut header: Header) -> Result<Summary, ErrorKind> {
         self.end_page()?;
         self.index.main_bytes = self.summary.image_bytes;
         let index_offset = self.offset;
         self.append(&self.index.encode())?;
         self.writer.flush().map_err(|source| ErrorKind::Write { offset: index_offset, source })?;
-        let header = Header {
-            layout: Layout::ParentList,
-            block_bytes: settings.block_size.get(),
-            index_offset,
-            parents: Vec::new(),
-            dictionary: None,
-            metadata: None,
-            signature: None,
-            encryption: None,
-            compression: settings.method.compression(),
-            has_main: !self.index.main.is_empty(),
-            has_auxiliary: false,
-            variable_blocks: false,
-            // Blocks of one size have none, in files of every release.
-            chunking: None,
-        };
+        header.index_offset = index_offset;
+        header.has_main = !self.index.main.is_empty();
         self.file
             .write_all_at(&header.encode()?, 0)
             .map_err(|source| ErrorKind::Write { offset: 0, source })?;
@@ -121,16 +112,25 @@ impl<'a> Body<'a> {
         if self.entries.is_empty() {
             return Ok(());
         }
-        let page = index::encode_page(&self.entries);
         let (start_block, start_logical) = self.page_start;
+        let next_block = start_block.saturating_add(self.entries.len() as u64);
+        // Blocks that are cut by content cannot be counted before.
+        check_block_count(next_block)?;
+        let page = index::encode_page(&self.entries);
         let length = u32::try_from(page.len()).expect("a page has at most 4096 entries");
         let offset = self.offset;
         self.append(&page)?;
         self.index.main.push(PageRecord { offset, length, start_block, start_logical });
-        let next_block = start_block.saturating_add(self.entries.len() as u64);
         self.page_start = (next_block, self.summary.image_bytes);
         self.entries.clear();
         Ok(())
+    }
+
+    fn store(&mut self, bytes: &[u8], crc: u32) -> Result<Stored, ErrorKind> {
+        let length = u32::try_from(bytes.len()).expect("16 MiB do not grow to 4 GiB");
+        let stored = Stored { offset: self.offset, length, crc };
+        self.append(bytes)?;
+        Ok(stored)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {

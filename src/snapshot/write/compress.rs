@@ -1,8 +1,11 @@
-//! Plain bytes of the image to stored bytes, by one thread. Format sections 8, 9 and 18.
+//! Plain bytes of the image to stored bytes, by one thread. Format sections 8 to 10 and 18.
 
 use std::io;
 use std::ops::Range;
 
+use crate::snapshot::encryption::BlockCipher;
+use crate::snapshot::write::base::Base;
+use crate::snapshot::write::cut::Batch;
 use crate::snapshot::write::error::ErrorKind;
 use crate::snapshot::write::known::{Known, Stored};
 use crate::snapshot::write::source::Source;
@@ -20,18 +23,20 @@ pub(super) struct PackedBlock {
 pub(super) enum Contents {
     /// Zeros, which are not stored.
     Zeros,
+    /// Bytes that the base stores.
+    InBase { hash: [u8; 32] },
     /// Bytes that were stored already when the block was looked at.
     Known { hash: [u8; 32], stored: Stored },
     /// Bytes that may be new.
     Compressed { hash: [u8; 32], crc: u32, bytes: Vec<u8> },
+    /// Bytes that are stored in any case, and without a hash, which would show what they are.
+    Encrypted { crc: u32, bytes: Vec<u8> },
 }
 
 /// What one thread needs to pack blocks.
 pub(super) struct Worker<'a> {
     source: &'a Source,
-    known: &'a Known,
-    block_bytes: u32,
-    encoder: Encoder,
+    packer: BlockPacker<'a>,
     /// Kept from batch to batch, so that its memory is asked for once.
     plain: Vec<u8>,
 }
@@ -40,75 +45,123 @@ impl<'a> Worker<'a> {
     pub(super) fn new(
         source: &'a Source,
         known: &'a Known,
-        settings: &Settings,
+        cipher: Option<&'a BlockCipher>,
+        settings: &Settings<'a>,
     ) -> Result<Self, ErrorKind> {
         let encoder = Encoder::new(settings.method).map_err(ErrorKind::Compressor)?;
-        let block_bytes = settings.block_size.get();
-        Ok(Self { source, known, block_bytes, encoder, plain: Vec::new() })
+        let packer = BlockPacker { base: settings.base, known, cipher, encoder };
+        Ok(Self { source, packer, plain: Vec::new() })
     }
 
-    /// Packs a range that begins where a block begins, and ends where one ends or with the image.
-    pub(super) fn pack(&mut self, range: Range<u64>) -> Result<Vec<PackedBlock>, ErrorKind> {
-        let mut blocks = Vec::new();
-        let mut position = range.start;
-        while let Some(data) = self.source.next_data(position..range.end) {
-            let data = self.whole_blocks(data, range.end);
-            push_zeros(&mut blocks, position..data.start, self.block_bytes);
-            position = data.end;
-            self.pack_data(&mut blocks, data)?;
+    /// Packs the blocks of a batch. Those that lie in a hole are not read.
+    pub(super) fn pack(&mut self, batch: &Batch) -> Result<Vec<PackedBlock>, ErrorKind> {
+        let Range { start: mut position, end } = batch.range();
+        let mut blocks = Vec::with_capacity(batch.lengths.len());
+        let mut rest = batch.lengths.as_slice();
+        while let Some(data) = self.source.next_data(position..end) {
+            let (hole, others) = split(rest, &mut position, |block| block.end <= data.start);
+            blocks.extend(hole.iter().copied().map(PackedBlock::zeros));
+            let offset = position;
+            let (touched, others) = split(others, &mut position, |block| block.start < data.end);
+            let first_block = batch.first_block.saturating_add(blocks.len() as u64);
+            self.pack_data(&mut blocks, offset..position, first_block, touched)?;
+            rest = others;
         }
-        push_zeros(&mut blocks, position..range.end, self.block_bytes);
+        blocks.extend(rest.iter().copied().map(PackedBlock::zeros));
         Ok(blocks)
-    }
-
-    /// The blocks that a run of data touches.
-    fn whole_blocks(&self, data: Range<u64>, end: u64) -> Range<u64> {
-        let block_bytes = u64::from(self.block_bytes);
-        let into_block = data.start.checked_rem(block_bytes).unwrap_or(0);
-        let start = data.start.saturating_sub(into_block);
-        let data_end = data.end.checked_next_multiple_of(block_bytes).unwrap_or(end);
-        start..data_end.min(end)
     }
 
     fn pack_data(
         &mut self,
         blocks: &mut Vec<PackedBlock>,
         data: Range<u64>,
+        first_block: u64,
+        lengths: &[u32],
     ) -> Result<(), ErrorKind> {
         let length = usize::try_from(data.end.saturating_sub(data.start))
-            .expect("a batch is 1 MiB or one block");
+            .expect("a batch is 1 MiB and one block at most");
         self.plain.resize(length, 0);
         self.source.read(data.start, &mut self.plain)?;
+        let mut rest = self.plain.as_slice();
         let mut offset = data.start;
-        for plain in self.plain.chunks(self.block_bytes as usize) {
-            let plain_bytes = u32::try_from(plain.len()).expect("a chunk is at most one block");
-            let contents = pack_block(&mut self.encoder, self.known, plain)
-                .map_err(|source| ErrorKind::Compress { offset, source })?;
+        for (number, plain_bytes) in (first_block..).zip(lengths.iter().copied()) {
+            let (plain, others) = rest.split_at(rest.len().min(plain_bytes as usize));
+            let contents = self.packer.pack(number, offset, plain)?;
             blocks.push(PackedBlock { plain_bytes, contents });
+            rest = others;
             offset = offset.saturating_add(u64::from(plain_bytes));
         }
         Ok(())
     }
 }
 
-fn pack_block(encoder: &mut Encoder, known: &Known, plain: &[u8]) -> io::Result<Contents> {
-    if is_zero(plain) {
-        return Ok(Contents::Zeros);
+impl PackedBlock {
+    fn zeros(plain_bytes: u32) -> Self {
+        Self { plain_bytes, contents: Contents::Zeros }
     }
-    let hash = *blake3::hash(plain).as_bytes();
-    if let Some(stored) = known.get(&hash) {
-        return Ok(Contents::Known { hash, stored });
-    }
-    let bytes = encoder.encode(plain)?;
-    Ok(Contents::Compressed { hash, crc: crc32fast::hash(&bytes), bytes })
 }
 
-fn push_zeros(blocks: &mut Vec<PackedBlock>, hole: Range<u64>, block_bytes: u32) {
-    let mut left = hole.end.saturating_sub(hole.start);
-    while left > 0 {
-        let plain_bytes = u32::try_from(left).map_or(block_bytes, |left| left.min(block_bytes));
-        blocks.push(PackedBlock { plain_bytes, contents: Contents::Zeros });
-        left = left.saturating_sub(u64::from(plain_bytes));
+/// The first blocks, as long as they belong to a run, and the others. `position` is where the
+/// first begins, and then where the first of the others does.
+fn split<'l>(
+    lengths: &'l [u32],
+    position: &mut u64,
+    belongs: impl Fn(Range<u64>) -> bool,
+) -> (&'l [u32], &'l [u32]) {
+    let mut count = 0_usize;
+    for length in lengths {
+        let end = position.saturating_add(u64::from(*length));
+        if !belongs(*position..end) {
+            break;
+        }
+        *position = end;
+        count = count.saturating_add(1);
+    }
+    lengths.split_at(count)
+}
+
+/// How one block is packed.
+struct BlockPacker<'a> {
+    base: Option<&'a Base>,
+    known: &'a Known,
+    cipher: Option<&'a BlockCipher>,
+    encoder: Encoder,
+}
+
+impl BlockPacker<'_> {
+    /// Packs the block with this number among all blocks, from this place of the image.
+    fn pack(&mut self, number: u64, offset: u64, plain: &[u8]) -> Result<Contents, ErrorKind> {
+        if is_zero(plain) {
+            return Ok(Contents::Zeros);
+        }
+        let hash = || *blake3::hash(plain).as_bytes();
+        if let Some(cipher) = self.cipher {
+            if let Some(base) = self.base
+                && let hash = hash()
+                && base.has(&hash, plain)
+            {
+                return Ok(Contents::InBase { hash });
+            }
+            let mut bytes = self.compress(offset, plain)?;
+            cipher
+                .encrypt(number, &mut bytes)
+                .map_err(|damage| ErrorKind::Encrypt { offset, damage })?;
+            return Ok(Contents::Encrypted { crc: crc32fast::hash(&bytes), bytes });
+        }
+        let hash = hash();
+        if self.base.is_some_and(|base| base.has(&hash, plain)) {
+            return Ok(Contents::InBase { hash });
+        }
+        if let Some(stored) = self.known.get(&hash) {
+            return Ok(Contents::Known { hash, stored });
+        }
+        let bytes = self.compress(offset, plain)?;
+        Ok(Contents::Compressed { hash, crc: crc32fast::hash(&bytes), bytes })
+    }
+
+    fn compress(&mut self, offset: u64, plain: &[u8]) -> Result<Vec<u8>, ErrorKind> {
+        let encoded = self.encoder.encode(plain);
+        encoded.map_err(|source| ErrorKind::Compress { offset, source })
     }
 }
 
@@ -158,10 +211,12 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_becomes_whole_blocks_and_a_short_one_at_the_end() {
-        let mut blocks = Vec::new();
-        push_zeros(&mut blocks, 4096..4096 + 2500, 1024);
-        let lengths: Vec<_> = blocks.iter().map(|block| block.plain_bytes).collect();
-        assert_eq!(lengths, [1024, 1024, 452]);
+    fn blocks_are_split_where_they_no_longer_belong_to_a_run() {
+        let lengths = [100, 50, 200, 1];
+        let mut position = 1000;
+        let (hole, rest) = split(&lengths, &mut position, |block| block.end <= 1149);
+        assert_eq!((hole, rest, position), (&[100][..], &[50, 200, 1][..], 1100));
+        let (touched, rest) = split(rest, &mut position, |block| block.start < 1351);
+        assert_eq!((touched, rest, position), (&[50, 200, 1][..], &[][..], 1351));
     }
 }

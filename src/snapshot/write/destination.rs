@@ -7,13 +7,24 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+use crate::snapshot::write::base::Base;
 use crate::snapshot::write::error::ErrorKind;
 use crate::snapshot::write::source::Source;
 
 /// Refuses before the work what could not be renamed over after it.
-pub(super) fn check(path: &Path, source: &Source, replace: bool) -> Result<(), ErrorKind> {
-    if fs::metadata(path).is_ok_and(|existing| source.is(&existing)) {
-        return Err(ErrorKind::SameFile);
+pub(super) fn check(
+    path: &Path,
+    source: &Source,
+    base: Option<&Base>,
+    replace: bool,
+) -> Result<(), ErrorKind> {
+    if let Ok(existing) = fs::metadata(path) {
+        if source.is(&existing) {
+            return Err(ErrorKind::SameFile);
+        }
+        if base.is_some_and(|base| base.is(&existing)) {
+            return Err(ErrorKind::SameAsBase);
+        }
     }
     // Not what a link points to: renaming would replace the link.
     match fs::symlink_metadata(path) {
@@ -99,11 +110,11 @@ fn name_new(from: &Path, to: &Path) -> Result<bool, ErrorKind> {
     }
 }
 
-fn directory(path: &Path) -> &Path {
+pub(super) fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn create_error(destination: &Path, source: io::Error) -> ErrorKind {
+pub(super) fn create_error(destination: &Path, source: io::Error) -> ErrorKind {
     ErrorKind::Create { directory: directory(destination).display().to_string(), source }
 }
 
@@ -150,7 +161,7 @@ mod tests {
         std::os::unix::fs::symlink("other", path("link")).unwrap();
         std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
         let source = Source::open(&path("image")).unwrap();
-        let check = |name: &str, replace| check(&path(name), &source, replace);
+        let check = |name: &str, replace| check(&path(name), &source, None, replace);
 
         for same in ["image", "hard", "soft", "./image"] {
             assert!(matches!(check(same, true), Err(ErrorKind::SameFile)), "{same}");

@@ -2,9 +2,11 @@
 
 use std::io;
 
-use crate::snapshot::format::FormatError;
+use crate::snapshot::error::{Damage, ErrorKind as ReadErrorKind};
+use crate::snapshot::format::{Family, FormatError};
+use crate::snapshot::write::cut::BlockSize;
 
-/// What went wrong with which file: the image or the snapshot.
+/// What went wrong with which file: the image, the base or the snapshot.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {kind}")]
 pub struct Error {
@@ -44,11 +46,49 @@ pub enum ErrorKind {
     /// The index would be larger than readers accept.
     #[error("the image has {blocks} blocks, more than the limit of {limit}: take larger blocks")]
     TooManyBlocks {
-        /// Blocks of the image.
+        /// Blocks of the image, or as many as were cut until it was noticed.
         blocks: u64,
         /// What an index holds.
         limit: u64,
     },
+    /// The base cannot be read, or is no snapshot.
+    #[error("cannot be the base: {0}")]
+    Base(ReadErrorKind),
+    /// Blocks of an encrypted snapshot have no hashes, and no reader has two keys.
+    #[error("cannot be the base: it is encrypted, so its index has no hashes to find blocks by")]
+    BaseEncrypted,
+    /// Family A.
+    #[error(
+        "cannot be the base: snapshots of Hexz {} have no hashes to find blocks by, pack it again",
+        Family::A.releases()
+    )]
+    BaseWithoutHashes,
+    /// A header holds UTF-8 only.
+    #[error("cannot be the base: its path is not UTF-8")]
+    BaseName,
+    /// The header cannot hold the path.
+    #[error("cannot be the base: its path is too long for a header, {0} bytes")]
+    BasePathTooLong(usize),
+    /// Nothing that a chunker could do.
+    #[error(
+        "its header has impossible parameters for cutting by content: choose a block size, though \
+         few blocks will be found in it"
+    )]
+    BaseChunking,
+    /// Blocks that are cut alike would be too small or too large.
+    #[error(
+        "its blocks of {bytes} bytes are not from {min} to {limit} bytes long: choose a block size",
+        min = BlockSize::MIN
+    )]
+    BaseBlockSize {
+        /// Plain bytes of a block of the base.
+        bytes: u32,
+        /// The largest.
+        limit: u32,
+    },
+    /// The snapshot would replace the base, and then refer to itself.
+    #[error("this is the base itself")]
+    SameAsBase,
     /// There is such a file, and it is not to be replaced.
     #[error("the file exists")]
     Exists,
@@ -88,6 +128,17 @@ pub enum ErrorKind {
         /// Why.
         source: io::Error,
     },
+    /// The cipher failed.
+    #[error("cannot encrypt the block at byte {offset}: {damage}")]
+    Encrypt {
+        /// Where the block begins in the image.
+        offset: u64,
+        /// Why.
+        damage: Damage,
+    },
+    /// The system gives no random numbers for the salt, or no key can be derived.
+    #[error("cannot make a key for encryption")]
+    Key,
     /// The compressor cannot be set up.
     #[error("cannot set up the compressor: {0}")]
     Compressor(io::Error),

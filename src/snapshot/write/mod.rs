@@ -1,46 +1,58 @@
-//! An image to a `.hxz` file: family D with blocks of one size. Format section 18.
+//! An image to a `.hxz` file as Hexz 0.8 writes them. Format section 18.
 //!
 //! Threads read, hash and compress; the caller's thread alone decides what is stored and where, in
 //! the order of the image, so the file does not depend on the number of threads.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+pub mod base;
 mod body;
+mod boundaries;
 mod compress;
+pub mod cut;
 mod destination;
 pub mod error;
 mod known;
 mod pipeline;
 pub mod source;
 
+pub use self::base::Base;
+pub use self::cut::{BlockSize, Chunking, Cut};
 pub use self::error::{Error, ErrorKind};
 pub use self::source::Source;
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::snapshot::format::Compression;
+use crate::snapshot::encryption::{BlockCipher, ITERATIONS_DEFAULT, Passphrase};
+use crate::snapshot::format::header::Encryption;
 use crate::snapshot::format::index::{
     MASTER_INDEX_BYTES_MAX, MASTER_INDEX_FIXED_BYTES, PAGE_ENTRIES_MAX, PAGE_RECORD_BYTES,
 };
-use crate::snapshot::structure::BLOCK_BYTES_MAX_DEFAULT;
+use crate::snapshot::format::{Compression, Header, Layout};
 use crate::snapshot::write::body::Body;
 use crate::snapshot::write::compress::Worker;
+use crate::snapshot::write::cut::{Batch, Batches};
 use crate::snapshot::write::destination::Temporary;
 use crate::snapshot::write::known::Known;
 
 /// How a snapshot is written.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct Settings<'a> {
     /// How blocks are compressed.
     pub method: Method,
-    /// Plain bytes of every block but the last.
-    pub block_size: BlockSize,
+    /// Where the image is cut. With a base best as [`Base::cut`] says: blocks that are cut
+    /// otherwise are not found in it.
+    pub cut: Cut,
     /// Threads that read and compress.
     pub threads: NonZeroUsize,
     /// Whether a file that exists may be replaced.
     pub replace: bool,
+    /// Whose blocks are not stored again. The snapshot cannot be read without it.
+    pub base: Option<&'a Base>,
+    /// Encrypts the blocks. No two of them are then stored once, and neither sizes nor holes nor
+    /// the hashes of what is in the base become secret.
+    pub passphrase: Option<&'a Passphrase>,
 }
 
 /// How blocks are compressed, and how hard the compressor tries.
@@ -80,33 +92,6 @@ impl ZstdLevel {
     }
 }
 
-/// Plain bytes of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockSize(u32);
-
-impl BlockSize {
-    /// A sector. Blocks are whole sectors, so that reading one never decodes two of them, and with
-    /// smaller ones the 52 bytes of an index entry would take more than a tenth of the image.
-    pub const MIN: u32 = 512;
-
-    /// What the reader accepts unless told otherwise. Format section 15.
-    pub const MAX: u32 = BLOCK_BYTES_MAX_DEFAULT;
-
-    /// `None` unless it is a multiple of 512 from 512 to 16 MiB.
-    #[must_use]
-    pub fn new(bytes: u64) -> Option<Self> {
-        u32::try_from(bytes)
-            .ok()
-            .filter(|bytes| (Self::MIN..=Self::MAX).contains(bytes))
-            .filter(|bytes| bytes.is_multiple_of(Self::MIN))
-            .map(Self)
-    }
-
-    const fn get(self) -> u32 {
-        self.0
-    }
-}
-
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
@@ -118,49 +103,60 @@ pub struct Summary {
     pub sparse_bytes: u64,
     /// Bytes of the image in blocks that are stored already, elsewhere in the image.
     pub duplicate_bytes: u64,
+    /// Bytes of the image in blocks that the base stores.
+    pub base_bytes: u64,
+    /// Blocks of the base that do not hold what its index says, where the image has just that.
+    /// Nothing refers to them.
+    pub base_blocks_damaged: u64,
 }
-
-/// What a worker takes at once, in plain bytes: large enough that small blocks do not pay for a
-/// system call and a queue each, small enough that every core has some of a small image.
-const BATCH_BYTES: u32 = 1 << 20;
 
 /// Packs an image into a new file, which appears under its name when it is complete and durable.
 ///
-/// Takes memory for four batches a thread, each 1 MiB or one block, whichever is larger, and at
-/// most 392 MiB to recognise blocks that are stored already. `stop` may be set at any time and is
-/// noticed after a batch; `progress` is called with the plain bytes of each batch.
+/// Takes memory for four batches a thread, each of 1 MiB and what its last block needs more, and
+/// at most 392 MiB to recognise blocks that are stored already. `stop` may be set at any time and
+/// is noticed after a batch; `progress` is called with the plain bytes of each batch.
 ///
 /// # Errors
 ///
 /// [`Error`] if the image cannot be read, changes its size, has more blocks than an index can
-/// hold, if the file exists or cannot be written, or if `stop` was set. The destination is then as
-/// it was before, unless only [`ErrorKind::Sync`] of its directory failed.
+/// hold, if the file exists, would replace the image or the base, or cannot be written, or if
+/// `stop` was set. The destination is then as it was before, unless only [`ErrorKind::Sync`] of
+/// its directory failed.
 pub fn write(
     source: &Source,
     destination: &Path,
-    settings: &Settings,
+    settings: &Settings<'_>,
     stop: &AtomicBool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Summary, Error> {
     let written = |kind| Error { file: destination.display().to_string(), kind };
     let image_bytes = source.bytes();
-    check_block_count(image_bytes, settings.block_size).map_err(|kind| source.error(kind))?;
-    destination::check(destination, source, settings.replace).map_err(written)?;
+    check_block_count(image_bytes.div_ceil(u64::from(settings.cut.block_bytes_max())))
+        .map_err(|kind| source.error(kind))?;
+    destination::check(destination, source, settings.base, settings.replace).map_err(written)?;
+    let mut header = header(destination, settings)?;
+    let cipher = settings.passphrase.map(new_key).transpose().map_err(written)?;
+    let cipher = cipher.map(|(encryption, cipher)| {
+        header.encryption = Some(encryption);
+        cipher
+    });
 
     let temporary = Temporary::beside(destination).map_err(written)?;
     let known = Known::default();
     let mut body = Body::begin(temporary.file(), &known).map_err(written)?;
-    let batches = batches(image_bytes, settings.block_size);
     // No more than there is work for.
-    let workers = batches
-        .clone()
-        .take(settings.threads.get())
-        .map(|_| Worker::new(source, &known, settings))
+    let threads = usize::try_from(cut::batches_max(image_bytes, settings.cut))
+        .map_or(settings.threads.get(), |batches| batches.min(settings.threads.get()));
+    let workers = (0..threads)
+        .map(|_| Worker::new(source, &known, cipher.as_ref(), settings))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|kind| source.error(kind))?;
     pipeline::in_order(
-        batches,
-        workers.into_iter().map(|mut worker| move |range| worker.pack(range)).collect(),
+        Batches::new(source, settings.cut),
+        workers
+            .into_iter()
+            .map(|mut worker| move |batch: Result<Batch, _>| worker.pack(&batch?))
+            .collect(),
         |cause| source.error(ErrorKind::Thread(cause)),
         |blocks| {
             if stop.load(Ordering::Relaxed) {
@@ -176,25 +172,67 @@ pub fn write(
         },
     )?;
     source.check_size().map_err(|kind| source.error(kind))?;
-    let summary = body.finish(settings).map_err(written)?;
+    let mut summary = body.finish(header).map_err(written)?;
+    summary.base_blocks_damaged = settings.base.map_or(0, Base::damaged_blocks);
     temporary.publish(destination, settings.replace).map_err(written)?;
     Ok(summary)
 }
 
-/// Whole blocks, in the order of the image.
-fn batches(image_bytes: u64, block_size: BlockSize) -> impl Iterator<Item = Range<u64>> + Clone {
-    let block_bytes = block_size.get();
-    let batch_bytes = BATCH_BYTES.checked_next_multiple_of(block_bytes).unwrap_or(block_bytes);
-    (0..image_bytes)
-        .step_by(batch_bytes as usize)
-        .map(move |start| start..start.saturating_add(u64::from(batch_bytes)).min(image_bytes))
+/// A key that no other file has: its nonces are the numbers of blocks.
+fn new_key(passphrase: &Passphrase) -> Result<(Encryption, BlockCipher), ErrorKind> {
+    let mut encryption = Encryption { salt: [0; 16], iterations: ITERATIONS_DEFAULT };
+    aws_lc_rs::rand::fill(&mut encryption.salt).map_err(|_| ErrorKind::Key)?;
+    let cipher = BlockCipher::derive(passphrase, &encryption).map_err(|_| ErrorKind::Key)?;
+    Ok((encryption, cipher))
 }
 
-/// Refuses before the work what no reader would open after it. Format section 15.
-fn check_block_count(image_bytes: u64, block_size: BlockSize) -> Result<(), ErrorKind> {
+/// All of the header that is known before the work, so that one that cannot be written is refused
+/// before it.
+fn header(destination: &Path, settings: &Settings<'_>) -> Result<Header, Error> {
+    let mut header = Header {
+        layout: Layout::ParentList,
+        block_bytes: match settings.cut {
+            Cut::Blocks(size) => size.get(),
+            // Hexz writes its default there when it cuts by content.
+            Cut::Content(_) => BlockSize::DEFAULT.get(),
+        },
+        index_offset: 0,
+        parents: Vec::new(),
+        dictionary: None,
+        metadata: None,
+        signature: None,
+        encryption: None,
+        compression: settings.method.compression(),
+        has_main: false,
+        has_auxiliary: false,
+        variable_blocks: false,
+        // Blocks of one size have none, in files of every release.
+        chunking: None,
+    };
+    if let Cut::Content(chunking) = settings.cut {
+        header.variable_blocks = true;
+        header.chunking = Some(chunking.parameters());
+    }
+    if let Some(base) = settings.base {
+        let path = base.recorded_path(destination)?;
+        let path_bytes = path.len();
+        header.parents.push(path);
+        // A reference of ours means the bytes with its hash, wherever they lie in the base. In a
+        // file that says it has blocks of one size readers take it for one of `commit --thin`,
+        // which means the bytes at its own position, if the block there has the hash. With data
+        // that repeats itself, shifted, such a block exists and the bytes are others. So thin
+        // files always say that blocks vary. Format section 12, step 2.
+        header.variable_blocks = true;
+        header.chunking = Some(settings.cut.parameters());
+        header.encode().map_err(|_| base.error(ErrorKind::BasePathTooLong(path_bytes)))?;
+    }
+    Ok(header)
+}
+
+/// Refuses what no reader would open. Format section 15.
+fn check_block_count(blocks: u64) -> Result<(), ErrorKind> {
     const PAGES_MAX: u64 = (MASTER_INDEX_BYTES_MAX - MASTER_INDEX_FIXED_BYTES) / PAGE_RECORD_BYTES;
     const BLOCKS_MAX: u64 = PAGES_MAX * PAGE_ENTRIES_MAX;
-    let blocks = image_bytes.div_ceil(u64::from(block_size.get()));
     if blocks > BLOCKS_MAX {
         return Err(ErrorKind::TooManyBlocks { blocks, limit: BLOCKS_MAX });
     }
@@ -204,16 +242,6 @@ fn check_block_count(image_bytes: u64, block_size: BlockSize) -> Result<(), Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn block_sizes_are_whole_sectors_up_to_the_limit_of_the_reader() {
-        for bytes in [512, 1024, 65536, 16 << 20] {
-            assert_eq!(BlockSize::new(bytes).map(BlockSize::get).map(u64::from), Some(bytes));
-        }
-        for bytes in [0, 1, 511, 513, 65537, (16 << 20) + 512, 1 << 32, u64::MAX] {
-            assert_eq!(BlockSize::new(bytes), None, "{bytes}");
-        }
-    }
 
     #[test]
     fn zstandard_has_levels_1_to_22() {
@@ -226,31 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_whole_blocks_that_cover_the_image_once() {
-        for block_bytes in [512, 1536, 65536, 3 << 20, 16 << 20] {
-            for image_bytes in [0, 1, 1 << 20, (1 << 20) + 1, (40 << 20) - 1] {
-                let mut position = 0;
-                for batch in batches(image_bytes, BlockSize::new(block_bytes).unwrap()) {
-                    assert_eq!(batch.start, position);
-                    assert_eq!(batch.start % block_bytes, 0);
-                    assert!(batch.end > batch.start);
-                    position = batch.end;
-                }
-                assert_eq!(position, image_bytes, "{block_bytes}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_image_of_more_blocks_than_an_index_holds_is_refused_before_the_work() {
+    fn an_image_of_more_blocks_than_an_index_holds_is_refused() {
         // 64 MiB of page records, 4096 blocks a page: 4.5 TiB of 512 bytes each.
-        let sectors = BlockSize::new(512).unwrap();
-        assert!(check_block_count(4 << 40, sectors).is_ok());
+        assert!(check_block_count((4 << 40) / 512).is_ok());
         assert!(matches!(
-            check_block_count(5 << 40, sectors),
+            check_block_count((5 << 40) / 512),
             Err(ErrorKind::TooManyBlocks { blocks: 10_737_418_240, .. })
         ));
-        assert!(check_block_count(5 << 40, BlockSize::new(1024).unwrap()).is_ok());
-        assert!(check_block_count(u64::MAX, BlockSize::new(65536).unwrap()).is_err());
+        assert!(check_block_count(u64::MAX).is_err());
     }
 }

@@ -3,9 +3,11 @@
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod fixtures;
+pub(crate) mod packing;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;
 pub(crate) mod storage;
 pub(crate) mod tls;
+pub(crate) mod upstream;
 pub(crate) mod wire;
