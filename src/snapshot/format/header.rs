@@ -280,7 +280,8 @@ fn chunking(fields: &mut Fields<'_>) -> Result<Option<ChunkingParameters>, Forma
 }
 
 impl Header {
-    /// Encodes the header area, zero padded, in the layout of families C and D.
+    /// Encodes the header area, zero padded, in its layout. What [`candidates`] has decoded comes
+    /// out as it was.
     ///
     /// # Errors
     ///
@@ -291,9 +292,16 @@ impl Header {
         writer.u32(VERSION);
         writer.u32(self.block_bytes);
         writer.u64(self.index_offset);
-        writer.u64(self.parents.len() as u64);
-        for parent in &self.parents {
-            writer.string(parent);
+        match self.layout {
+            Layout::OptionalParent => {
+                writer.optional(self.parents.first(), |writer, parent| writer.string(parent));
+            }
+            Layout::ParentList => {
+                writer.u64(self.parents.len() as u64);
+                for parent in &self.parents {
+                    writer.string(parent);
+                }
+            }
         }
         for span in [self.dictionary, self.metadata, self.signature] {
             writer.optional(span.map(|span| span.offset), FieldWriter::u64);
@@ -318,11 +326,13 @@ impl Header {
         writer.bool(self.has_main);
         writer.bool(self.has_auxiliary);
         writer.bool(self.variable_blocks);
-        writer.optional(self.chunking, |writer, chunking| {
-            writer.u32(chunking.average_log2);
-            writer.u32(chunking.minimum_bytes);
-            writer.u32(chunking.maximum_bytes);
-        });
+        if self.layout == Layout::ParentList {
+            writer.optional(self.chunking, |writer, chunking| {
+                writer.u32(chunking.average_log2);
+                writer.u32(chunking.minimum_bytes);
+                writer.u32(chunking.maximum_bytes);
+            });
+        }
         let mut area = writer.into_bytes();
         if area.len() as u64 > HEADER_BYTES {
             return Err(FormatError::Limit {
