@@ -319,6 +319,7 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
         ErrorKind::OutOfRange { .. } => (Errno::EINVAL, PAST_END),
         ErrorKind::Block { .. } => (Errno::EIO, "a block of the snapshot is damaged"),
         ErrorKind::Corrupt(_) => (Errno::EIO, "the index of the snapshot is damaged"),
+        ErrorKind::Manifest(_) => (Errno::EIO, "the snapshot is not what was signed"),
         ErrorKind::Read { .. } => (Errno::EIO, "the storage of the snapshot cannot be read"),
         // Those of opening a file, which a read does not meet.
         ErrorKind::Open(_)
@@ -340,6 +341,8 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
         | ErrorKind::TooManyAncestors
         | ErrorKind::UnpinnedParent { .. }
         | ErrorKind::TooManyBlocks { .. }
+        | ErrorKind::NoManifest { .. }
+        | ErrorKind::Signature(_)
         | ErrorKind::WrongCompressor { .. }
         | ErrorKind::Dictionary { .. } => (Errno::EIO, "the snapshot cannot be read"),
     }

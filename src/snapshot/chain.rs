@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::snapshot::error::{Error, ErrorKind};
 use crate::snapshot::file::File;
 use crate::snapshot::open::{Check, OpenOptions};
+use crate::snapshot::signer::Signer;
 use crate::snapshot::storage::{FileBackend, Identity, StorageBackend};
 use crate::snapshot::structure::Structure;
 
@@ -75,17 +76,25 @@ pub(crate) struct Key {
     block_bytes_max: u32,
     check: Check,
     parent_directories: Vec<PathBuf>,
+    signer: Signer,
+    require_manifest: bool,
 }
 
 impl Key {
     /// `None` for a storage that cannot be recognised.
-    pub(crate) fn new(storage: &dyn StorageBackend, options: &OpenOptions) -> Option<Self> {
+    pub(crate) fn new(
+        storage: &dyn StorageBackend,
+        options: &OpenOptions,
+        signer: &Signer,
+    ) -> Option<Self> {
         Some(Self {
             identity: storage.identity()?,
             size_from_index: options.size_from_index,
             block_bytes_max: options.block_bytes_max,
             check: options.check,
             parent_directories: options.parent_directories.clone(),
+            signer: signer.clone(),
+            require_manifest: options.require_manifest,
         })
     }
 }
@@ -130,6 +139,7 @@ impl Descent {
 pub(crate) fn open_parents(
     structure: &Structure,
     options: &OpenOptions,
+    signer: &Signer,
     descent: &mut Descent,
 ) -> Result<Vec<Arc<File>>, Error> {
     let recorded = &structure.header().parents;
@@ -140,9 +150,10 @@ pub(crate) fn open_parents(
         return Err(structure.error(ErrorKind::TooManyGenerations));
     }
     descent.path.push(structure.storage().identity());
-    let parents = recorded.iter().map(|recorded| {
+    let parents = recorded.iter().enumerate().map(|(number, recorded)| {
         let storage = find(structure, recorded, &options.parent_directories, descent)?;
-        File::open_in(Arc::new(storage), options, descent)
+        let signer = signer.of_parent(structure, number)?;
+        File::open_in(Arc::new(storage), options, signer, descent)
             .map_err(|error| structure.error(ErrorKind::Parent(Box::new(error))))
     });
     let parents = parents.collect();

@@ -9,6 +9,7 @@ use zstd::bulk::Decompressor;
 
 use crate::snapshot::error::Damage;
 use crate::snapshot::format::Compression;
+use crate::snapshot::page::Expected;
 
 /// Undoes the compression of single blocks.
 pub trait Compressor: Send + Sync + Debug {
@@ -147,17 +148,24 @@ impl Decoder {
         self.encryptor.is_some()
     }
 
-    /// Decodes one block. `logical_length` was checked against the limit before.
+    /// Decodes one block, and compares it with its CRC-32 and with what else is expected of it.
+    /// `logical_length` was checked against the limit before.
     pub(crate) fn decode(
         &self,
         stored: Vec<u8>,
         crc: u32,
         block_number: u64,
         logical_length: u32,
+        expected: Option<Expected>,
     ) -> Result<Vec<u8>, Damage> {
         let found = crc32fast::hash(&stored);
         if found != crc {
             return Err(Damage::Checksum { expected: crc, found });
+        }
+        if let Some(Expected::Stored(hash)) = expected
+            && *blake3::hash(&stored).as_bytes() != hash
+        {
+            return Err(Damage::StoredHash);
         }
         let stored = match &self.encryptor {
             Some(encryptor) => encryptor.decrypt(block_number, stored)?,
@@ -166,6 +174,11 @@ impl Decoder {
         // A fresh buffer, zeroed: a faulty decoder must not show what memory held before.
         let mut plain = vec![0; logical_length as usize];
         self.compressor.decompress(&stored, &mut plain)?;
+        if let Some(Expected::Plain(hash)) = expected
+            && *blake3::hash(&plain).as_bytes() != hash
+        {
+            return Err(Damage::Hash);
+        }
         Ok(plain)
     }
 }
@@ -184,7 +197,7 @@ mod tests {
         length: u32,
     ) -> Result<Vec<u8>, Damage> {
         let crc = crc32fast::hash(&stored);
-        Decoder::new(Box::new(compressor), None).decode(stored, crc, 0, length)
+        Decoder::new(Box::new(compressor), None).decode(stored, crc, 0, length, None)
     }
 
     #[test]
@@ -226,7 +239,7 @@ mod tests {
         let decoder = Decoder::new(Box::new(Lz4Compressor::new()), None);
         let stored = lz4(b"hello");
         let crc = crc32fast::hash(&stored) ^ 1;
-        assert!(matches!(decoder.decode(stored, crc, 0, 5), Err(Damage::Checksum { .. })));
+        assert!(matches!(decoder.decode(stored, crc, 0, 5, None), Err(Damage::Checksum { .. })));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use crate::snapshot::chain::{ANCESTORS_MAX, DEPTH_MAX, PARENTS_MAX};
 use crate::snapshot::encryption::IterationsError;
 use crate::snapshot::format::header::HeaderError;
 use crate::snapshot::format::{FormatError, Stream};
+use crate::snapshot::manifest::ManifestError;
+use crate::snapshot::signature::SignatureError;
 
 /// What went wrong with which file.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +154,20 @@ pub enum ErrorKind {
         /// BLAKE3 of all its bytes.
         digest: [u8; 32],
     },
+    /// The manifest is not right, or the snapshot is not what it says.
+    #[error("not what was signed: {0}")]
+    Manifest(Box<ManifestError>),
+    /// There is no manifest where one is required.
+    #[error(
+        "there is no manifest beside it, and one is required: `hexz-nbd sign` makes {manifest}"
+    )]
+    NoManifest {
+        /// The file that it would be.
+        manifest: String,
+    },
+    /// The signature of the master index does not hold.
+    #[error("not signed as required: {0}")]
+    Signature(Box<SignatureError>),
     /// A parent is too large to be searched for blocks by their hash.
     #[error("the snapshot has {blocks} blocks, and {limit} are searched for those of a child")]
     TooManyBlocks {
@@ -205,6 +221,9 @@ pub enum Damage {
     /// BLAKE3 of the plain bytes.
     #[error("BLAKE3 differs")]
     Hash,
+    /// BLAKE3 of the stored bytes, which the manifest has.
+    #[error("not the block that was signed")]
+    StoredHash,
     /// The block cannot be encrypted.
     #[error("encryption failed")]
     Encryption,

@@ -15,7 +15,7 @@ use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PA
 use crate::snapshot::format::{Family, FormatError, PageRecord, Stream};
 use crate::snapshot::hash_index::HashIndex;
 use crate::snapshot::open::{Check, OpenOptions};
-use crate::snapshot::page::{Block, Contents, Page};
+use crate::snapshot::page::{Block, Contents, Expected, Page};
 use crate::snapshot::stream_size::{StreamSize, measure};
 use crate::snapshot::structure::{self, Structure};
 
@@ -219,35 +219,46 @@ impl File {
             .block_key(block)
             .ok_or_else(|| self.damaged(Damage::Entry("no stored bytes"), stream, block, 0))?;
         self.cache.block_or_decode(&key, || {
-            self.decode(stream, block, &key, || match self.check {
-                Check::Crc => Ok([0; 32]),
-                Check::Blake3 => self.stored_hash(stream, block),
-            })
+            self.decode(stream, block, &key, || self.expected(stream, block))
         })
     }
 
-    /// Reads and decodes the stored bytes of a block, whatever the cache holds. All zero is no
-    /// hash to compare with.
+    /// What a block is compared with beside its CRC-32: what was signed, else its hash if that is
+    /// asked for and there is one.
+    fn expected(&self, stream: Stream, block: &Block) -> Result<Option<Expected>, Error> {
+        if self.structure.manifest().is_some() {
+            return self.signed(stream, block).map(Some);
+        }
+        Ok(match self.check {
+            Check::Crc => None,
+            Check::Blake3 => plain_hash(self.entry_hash(stream, block)?),
+        })
+    }
+
+    /// What was signed of a block.
+    fn signed(&self, stream: Stream, block: &Block) -> Result<Expected, Error> {
+        let lost = || self.damaged(Damage::Entry("no hash that was signed"), stream, block, 0);
+        let (page, at) = self.place_of(stream, block).ok_or_else(lost)?;
+        self.page(stream, page)?.expected(at).ok_or_else(lost)
+    }
+
+    /// Reads and decodes the stored bytes of a block, whatever the cache holds.
     fn decode(
         &self,
         stream: Stream,
         block: &Block,
         key: &BlockKey,
-        hash: impl FnOnce() -> Result<[u8; 32], Error>,
+        expected: impl FnOnce() -> Result<Option<Expected>, Error>,
     ) -> Result<Bytes, Error> {
         let damaged = |damage| self.damaged(damage, stream, block, key.offset);
         let length = u64::from(key.length);
         let stored = structure::read(self.structure.storage(), "block", key.offset, length)
             .map_err(|kind| self.structure.error(kind))?;
-        let plain = self
-            .decoder
-            .decode(stored, key.crc, block.number, key.logical_length)
-            .map_err(damaged)?;
-        let hash = hash()?;
-        if hash != [0; 32] && *blake3::hash(&plain).as_bytes() != hash {
-            return Err(damaged(Damage::Hash));
-        }
-        Ok(Bytes::from(plain))
+        let expected = expected()?;
+        self.decoder
+            .decode(stored, key.crc, block.number, key.logical_length, expected)
+            .map(Bytes::from)
+            .map_err(damaged)
     }
 
     /// Checks everything that is known of a block, past the cache: what was decoded before says
@@ -257,6 +268,7 @@ impl File {
         stream: Stream,
         block: &Block,
         entry: &Entry,
+        signed: Option<Expected>,
     ) -> Result<(), Error> {
         match entry.kind(self.structure.entry_bounds()) {
             Err(what) => {
@@ -264,14 +276,17 @@ impl File {
                 Err(self.damaged(Damage::Entry(what), stream, block, entry_at))
             }
             // Zeros that were stored are read without their stored bytes. Here they count.
-            Ok(EntryKind::Data | EntryKind::Nothing) if entry.length != 0 => {
+            Ok(kind @ (EntryKind::Data | EntryKind::Nothing)) if entry.length != 0 => {
+                // Nothing is signed of a block of no bytes but its entry.
+                let signed = signed.filter(|_| kind == EntryKind::Data);
                 let Entry { offset, length, crc, .. } = *entry;
                 let block =
                     Block { contents: Contents::Stored { offset, length, crc }, ..block.clone() };
                 let Some(key) = self.block_key(&block) else {
                     return Ok(());
                 };
-                self.decode(stream, &block, &key, || Ok(entry.hash)).map(drop)
+                let expected = signed.or_else(|| plain_hash(entry.hash));
+                self.decode(stream, &block, &key, || Ok(expected)).map(drop)
             }
             Ok(EntryKind::Data | EntryKind::Nothing | EntryKind::Sparse) => Ok(()),
             Ok(EntryKind::Parent) => {
@@ -292,11 +307,21 @@ impl File {
         self.structure.error(ErrorKind::Block { damage, stream, position, stored_at })
     }
 
-    /// The hash of a block, from the file: it is not kept in memory. All zero if there is none.
-    pub(crate) fn stored_hash(&self, stream: Stream, block: &Block) -> Result<[u8; 32], Error> {
+    /// The hash in the entry of a block. All zero if there is none. It is read from the file where
+    /// it is not kept in memory.
+    pub(crate) fn entry_hash(&self, stream: Stream, block: &Block) -> Result<[u8; 32], Error> {
         const HASH_BYTES: u64 = 32;
+        if let Contents::Reference(reference) = &block.contents {
+            return Ok(reference.hash());
+        }
         if self.structure.family() == Family::A {
             return Ok([0; 32]);
+        }
+        if self.structure.manifest().is_some() {
+            return Ok(match self.signed(stream, block)? {
+                Expected::Plain(hash) => hash,
+                Expected::Stored(_) => [0; 32],
+            });
         }
         let wrong = || {
             let offset = self.structure.header().index_offset;
@@ -309,13 +334,23 @@ impl File {
         hash.try_into().map_err(|_| wrong())
     }
 
-    /// Where the entry of a block lies in the file.
-    pub(crate) fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
+    /// The page of a block, and its place there.
+    fn place_of(&self, stream: Stream, block: &Block) -> Option<(usize, usize)> {
         let pages = self.structure.index().pages(stream);
         let page = pages.partition_point(|page| page.start_block <= block.number).checked_sub(1)?;
-        let record = pages.get(page)?;
-        let in_page = block.number.checked_sub(record.start_block)?;
-        let entry = in_page.checked_mul(self.structure.family().entry_bytes())?;
+        let in_page = block.number.checked_sub(pages.get(page)?.start_block)?;
+        Some((page, usize::try_from(in_page).ok()?))
+    }
+
+    /// Where the entry of a block lies in the file.
+    pub(crate) fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
+        let (page, in_page) = self.place_of(stream, block)?;
+        let record = self.structure.index().pages(stream).get(page)?;
+        let entry = (in_page as u64).checked_mul(self.structure.family().entry_bytes())?;
         record.offset.checked_add(PAGE_COUNT_BYTES)?.checked_add(entry)
     }
+}
+
+fn plain_hash(hash: [u8; 32]) -> Option<Expected> {
+    (hash != [0; 32]).then_some(Expected::Plain(hash))
 }

@@ -54,7 +54,7 @@ impl File {
             return Ok(None);
         };
         let is_it =
-            block.logical_length() == logical_length && self.stored_hash(stream, &block)? == *hash;
+            block.logical_length() == logical_length && self.entry_hash(stream, &block)? == *hash;
         Ok(is_it.then_some((stream, block)))
     }
 
@@ -72,17 +72,22 @@ impl File {
     fn build_hash_index(&self) -> Result<HashIndex, Error> {
         let structure = self.structure();
         let (family, bounds) = (structure.family(), structure.entry_bounds());
-        let records = || Stream::ALL.into_iter().flat_map(|stream| structure.index().pages(stream));
-        let blocks =
-            records().map(|record| record.entries(family)).fold(0_u64, u64::saturating_add);
+        let pages = || {
+            Stream::ALL.into_iter().flat_map(|stream| {
+                let pages = structure.index().pages(stream).iter().enumerate();
+                pages.map(move |(page, record)| (stream, page, record))
+            })
+        };
+        let blocks = pages().map(|(.., record)| record.entries(family));
+        let blocks = blocks.fold(0_u64, u64::saturating_add);
         if blocks > BLOCKS_MAX {
             let limit = BLOCKS_MAX;
             return Err(structure.error(ErrorKind::TooManyBlocks { blocks, limit }));
         }
         let mut indexed = Vec::with_capacity(usize::try_from(blocks).unwrap_or(0));
-        for record in records() {
-            let entries = match structure.entries(record) {
-                Ok(entries) => entries,
+        for (stream, page, record) in pages() {
+            let entries = match structure.page_entries(stream, page) {
+                Ok(page) => page.entries,
                 // It may be readable the next time.
                 Err(error @ Error { kind: ErrorKind::Read { .. }, .. }) => return Err(error),
                 // What it holds cannot be read anyway.

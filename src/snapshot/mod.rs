@@ -21,6 +21,7 @@ pub(crate) mod pieces;
 mod read;
 pub(crate) mod reference;
 pub mod signature;
+mod signer;
 pub mod storage;
 pub(crate) mod stream_size;
 pub mod structure;

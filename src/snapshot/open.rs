@@ -13,6 +13,8 @@ use crate::snapshot::file::File;
 use crate::snapshot::format::header::Encryption;
 use crate::snapshot::format::index::{Entry, EntryKind};
 use crate::snapshot::format::{Compression, Stream};
+use crate::snapshot::signature::VerifyKey;
+use crate::snapshot::signer::Signer;
 use crate::snapshot::storage::{FileBackend, StorageBackend};
 use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
 
@@ -39,6 +41,14 @@ pub struct OpenOptions {
     /// one, every file above it is read as a whole and must have one of them. References of
     /// family A carry nothing that would show that a parent was replaced.
     pub parent_digests: Vec<[u8; 32]>,
+    /// Who must have signed the snapshot and its parents. Anybody and nobody if there is no key.
+    ///
+    /// A manifest beside the snapshot has to be by one of the keys, and then nothing is read that
+    /// was not signed. Without a manifest the signature of the master index has to be: that of
+    /// Hexz itself, which says nothing of index pages and blocks.
+    pub verify_keys: Vec<VerifyKey>,
+    /// Refuse a snapshot without a manifest. Its parents then have one as well.
+    pub require_manifest: bool,
     /// Snapshots that are open already.
     pub registry: Arc<Registry>,
 }
@@ -56,6 +66,8 @@ impl Default for OpenOptions {
             passphrases: Vec::new(),
             parent_directories: Vec::new(),
             parent_digests: Vec::new(),
+            verify_keys: Vec::new(),
+            require_manifest: false,
             registry: Arc::default(),
         }
     }
@@ -92,7 +104,8 @@ impl File {
         storage: Arc<dyn StorageBackend>,
         options: OpenOptions,
     ) -> Result<Arc<Self>, Error> {
-        let file = Self::open_in(storage, &options, &mut Descent::default())?;
+        let signer = Signer::of(&options);
+        let file = Self::open_in(storage, &options, signer, &mut Descent::default())?;
         file.check_pins(&options.parent_digests)?;
         Ok(file)
     }
@@ -101,13 +114,21 @@ impl File {
     pub(crate) fn open_in(
         storage: Arc<dyn StorageBackend>,
         options: &OpenOptions,
+        signer: Signer,
         descent: &mut Descent,
     ) -> Result<Arc<Self>, Error> {
-        let key = chain::Key::new(&*storage, options);
+        let key = chain::Key::new(&*storage, options, &signer);
         if let Some(open) = key.as_ref().and_then(|key| options.registry.find(key)) {
             return Ok(open);
         }
         let structure = Structure::read(storage, options.block_bytes_max)?;
+        let structure = signer.check(structure, options.require_manifest)?;
+        // It may be open as the parent of another snapshot.
+        let root = structure.manifest().map(|manifest| Signer::Root(manifest.root()));
+        let by_root = root.and_then(|root| chain::Key::new(structure.storage(), options, &root));
+        if let Some(open) = by_root.as_ref().and_then(|key| options.registry.find(key)) {
+            return Ok(open);
+        }
         descent.count().map_err(|kind| structure.error(kind))?;
         let compressor = decompressor(&structure)?;
         let cipher = match structure.header().encryption {
@@ -116,9 +137,9 @@ impl File {
         };
         let is_encrypted = cipher.is_some();
         let encryptor = cipher.map(|cipher| Box::new(cipher) as Box<dyn Encryptor>);
-        let parents = chain::open_parents(&structure, options, descent)?;
+        let parents = chain::open_parents(&structure, options, &signer, descent)?;
         let file = Self::from_structure(structure, compressor, encryptor, parents, options)?;
-        if let Some(key) = key.filter(|_| !is_encrypted) {
+        for key in [key, by_root].into_iter().flatten().filter(|_| !is_encrypted) {
             options.registry.insert(key, &file);
         }
         Ok(file)
@@ -165,7 +186,9 @@ impl File {
         if let Some(kind) = refusal {
             return Err(structure.error(kind));
         }
-        let parents = chain::open_parents(&structure, &options, &mut Descent::default())?;
+        let nobody = Signer::Anybody;
+        let mut descent = Descent::default();
+        let parents = chain::open_parents(&structure, &options, &nobody, &mut descent)?;
         Self::from_structure(structure, compressor, encryptor, parents, &options)
     }
 }

@@ -47,6 +47,26 @@ pub(crate) struct Page {
     ends: Box<[u64]>,
     contents: Box<[PackedContents]>,
     references: Box<[Arc<Reference>]>,
+    /// Of each entry, where they were signed.
+    hashes: Option<Hashes>,
+}
+
+/// BLAKE3 of blocks, one for each entry of a page.
+#[derive(Debug)]
+pub(crate) enum Hashes {
+    /// Of the plain bytes, from the entries themselves.
+    Plain(Box<[[u8; 32]]>),
+    /// Of the stored bytes, from a manifest.
+    Stored(Box<[[u8; 32]]>),
+}
+
+/// What a block must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// BLAKE3 of its plain bytes.
+    Plain([u8; 32]),
+    /// BLAKE3 of its stored bytes.
+    Stored([u8; 32]),
 }
 
 /// [`Contents`] in 16 bytes. Stored blocks never lie below the header, so small offsets are free
@@ -143,7 +163,20 @@ impl Page {
             return Err(overflow);
         }
         let (ends, contents, references) = (ends.into(), contents.into(), references.into());
-        Ok(Self { record, ends, contents, references })
+        Ok(Self { record, ends, contents, references, hashes: None })
+    }
+
+    /// The same page, with hashes that were signed.
+    pub(crate) fn with_hashes(self, hashes: Hashes) -> Self {
+        Self { hashes: Some(hashes), ..self }
+    }
+
+    /// What was signed of the block at a position among the entries.
+    pub(crate) fn expected(&self, at: usize) -> Option<Expected> {
+        match self.hashes.as_ref()? {
+            Hashes::Plain(hashes) => hashes.get(at).copied().map(Expected::Plain),
+            Hashes::Stored(hashes) => hashes.get(at).copied().map(Expected::Stored),
+        }
     }
 
     /// Where the page ends in the stream.
@@ -173,7 +206,9 @@ impl Page {
         // Two counters before each, and the pointer to it.
         let reference = size_of::<Reference>().saturating_add(3 * size_of::<usize>());
         let references = self.references.len().saturating_mul(reference);
-        size_of::<Self>().saturating_add(entries).saturating_add(references) as u64
+        let hashes = self.hashes.as_ref().map_or(0, |_| self.ends.len().saturating_mul(32));
+        let known = size_of::<Self>().saturating_add(entries);
+        known.saturating_add(references).saturating_add(hashes) as u64
     }
 
     /// Position among the entries of the block that holds the byte at `position`, by binary

@@ -45,6 +45,10 @@ impl Reference {
     pub(crate) fn new(hash: [u8; 32]) -> Self {
         Self { hash, origin: OnceLock::new() }
     }
+
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
 }
 
 impl PartialEq for Reference {
@@ -119,7 +123,7 @@ impl File {
     ) -> Result<Option<Origin>, Error> {
         for (number, parent) in self.parents().iter().enumerate() {
             let Some(there) = parent.block_at(stream, block.range.start)? else { continue };
-            if parent.stored_hash(stream, &there)? != *hash {
+            if parent.entry_hash(stream, &there)? != *hash {
                 continue;
             }
             if there.range == block.range {

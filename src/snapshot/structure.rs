@@ -12,7 +12,9 @@ use crate::snapshot::format::index::{
     PAGE_RECORD_BYTES, PageRecord,
 };
 use crate::snapshot::format::{Family, FormatError, HEADER_BYTES, Stream};
-use crate::snapshot::page::Page;
+use crate::snapshot::manifest::{Checked, CheckedPage, Manifest};
+use crate::snapshot::page::{Hashes, Page};
+use crate::snapshot::pieces::each_piece;
 use crate::snapshot::storage::StorageBackend;
 
 /// Largest block accepted unless the caller says otherwise, in plain bytes. Format section 15.
@@ -32,6 +34,22 @@ pub struct Structure {
     family: Family,
     index: MasterIndex,
     block_bytes_max: u32,
+    signed: Option<Signed>,
+}
+
+/// What says that the snapshot is as it was signed, and what was found to be so.
+#[derive(Debug)]
+struct Signed {
+    manifest: Manifest,
+    checked: Checked,
+}
+
+/// The entries of an index page, as they stand in the file.
+#[derive(Debug)]
+pub(crate) struct PageEntries {
+    pub(crate) entries: Vec<Entry>,
+    /// BLAKE3 of the stored bytes of data entries, where a manifest has it.
+    pub(crate) stored_hashes: Option<Vec<[u8; 32]>>,
 }
 
 impl Structure {
@@ -75,7 +93,40 @@ impl Structure {
         self.storage.name()
     }
 
-    /// The entries of one page, exactly as they stand in the file.
+    /// Takes a manifest that was checked against this snapshot. From then on nothing is read that
+    /// was not signed but by [`Structure::entries`].
+    pub(crate) fn signed(self, manifest: Manifest, checked: Checked) -> Self {
+        Self { signed: Some(Signed { manifest, checked }), ..self }
+    }
+
+    /// The manifest that covers what is read, if there is one.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.signed.as_ref().map(|signed| &signed.manifest)
+    }
+
+    /// The entries of a page, which are those that were signed if the snapshot has a manifest.
+    pub(crate) fn page_entries(&self, stream: Stream, page: usize) -> Result<PageEntries, Error> {
+        let Some(signed) = &self.signed else {
+            let entries = self.entries(&self.record(stream, page)?)?;
+            return Ok(PageEntries { entries, stored_hashes: None });
+        };
+        match signed.manifest.page(self, stream, page) {
+            Ok(CheckedPage { entries, own_hashes }) => {
+                Ok(PageEntries { entries, stored_hashes: own_hashes })
+            }
+            Err(error) => Err(self.error(ErrorKind::Manifest(Box::new(error)))),
+        }
+    }
+
+    fn record(&self, stream: Stream, page: usize) -> Result<PageRecord, Error> {
+        self.index.pages(stream).get(page).copied().ok_or_else(|| {
+            let offset = self.header.index_offset;
+            self.error(FormatError::Invalid { what: "page number", offset }.into())
+        })
+    }
+
+    /// The entries of one page, exactly as they stand in the file, whether signed or not.
     ///
     /// # Errors
     ///
@@ -106,6 +157,9 @@ impl Structure {
     ///
     /// [`Error`] if it cannot be read or is larger than 64 MiB.
     pub fn metadata(&self) -> Result<Vec<u8>, Error> {
+        if let Some(signed) = &self.signed {
+            return Ok(signed.checked.metadata.clone());
+        }
         self.span("metadata", self.header.metadata, METADATA_BYTES_MAX)
     }
 
@@ -116,6 +170,9 @@ impl Structure {
     /// [`Error`] if it cannot be read, is larger than 1 MiB, or does not fill the room between the
     /// header and the first block: a dictionary of another length decodes to other bytes.
     pub fn dictionary(&self) -> Result<Vec<u8>, Error> {
+        if let Some(signed) = &self.signed {
+            return Ok(signed.checked.dictionary.clone());
+        }
         let dictionary = self.span("dictionary", self.header.dictionary, DICTIONARY_BYTES_MAX)?;
         if let Some(span) = self.header.dictionary
             && let Some(first) = self.first_stored_byte()?
@@ -144,25 +201,36 @@ impl Structure {
         page: usize,
         end: Option<u64>,
     ) -> Result<Page, Error> {
-        let record = self.index.pages(stream).get(page).copied().ok_or_else(|| {
-            let offset = self.header.index_offset;
-            self.error(FormatError::Invalid { what: "page number", offset }.into())
-        })?;
-        let entries = self.entries(&record)?;
-        Page::pack(&entries, record, self.entry_bounds(), end)
-            .map_err(|error| self.error(error.into()))
+        let (record, entries) = (self.record(stream, page)?, self.page_entries(stream, page)?);
+        self.pack(&entries, record, end)
+    }
+
+    /// As [`Page::pack`]. Hashes are kept where nothing may be read again without being checked.
+    pub(crate) fn pack(
+        &self,
+        PageEntries { entries, stored_hashes }: &PageEntries,
+        record: PageRecord,
+        end: Option<u64>,
+    ) -> Result<Page, Error> {
+        let page = Page::pack(entries, record, self.entry_bounds(), end)
+            .map_err(|error| self.error(error.into()))?;
+        Ok(match (&self.signed, stored_hashes) {
+            (None, _) => page,
+            (Some(_), Some(stored)) => page.with_hashes(Hashes::Stored(stored.clone().into())),
+            (Some(_), None) => {
+                let plain = entries.iter().map(|entry| entry.hash).collect();
+                page.with_hashes(Hashes::Plain(plain))
+            }
+        })
     }
 
     /// BLAKE3 of all bytes of the file.
     pub(crate) fn digest(&self) -> Result<[u8; 32], Error> {
-        const CHUNK_BYTES: u64 = 1 << 20;
-        let (mut hasher, mut position) = (blake3::Hasher::new(), 0);
-        while position < self.file_bytes() {
-            let length = CHUNK_BYTES.min(self.file_bytes().saturating_sub(position));
-            let chunk = read(&*self.storage, "the file", position, length);
-            hasher.update(&chunk.map_err(|kind| self.error(kind))?);
-            position = position.saturating_add(length);
-        }
+        let mut hasher = blake3::Hasher::new();
+        each_piece(&*self.storage, "the file", 0..self.file_bytes(), |piece| {
+            hasher.update(piece);
+        })
+        .map_err(|kind| self.error(kind))?;
         Ok(*hasher.finalize().as_bytes())
     }
 
@@ -225,7 +293,7 @@ fn recognise(
         }
         Some((header, index, family)) => {
             index.check_pages(&header, family)?;
-            Ok(Structure { storage, header, family, index, block_bytes_max })
+            Ok(Structure { storage, header, family, index, block_bytes_max, signed: None })
         }
         None => Err(complaint.unwrap_or(ErrorKind::Header(HeaderError::Magic))),
     }

@@ -134,9 +134,9 @@ impl Verification<'_> {
             let (Some(entry), Some(block)) = (entries.get(at), page.block(at)) else {
                 return;
             };
-            if let Err(error) =
-                self.check_once(entry, || self.file.check_entry(*stream, &block, entry))
-            {
+            if let Err(error) = self.check_once(entry, || {
+                self.file.check_entry(*stream, &block, entry, page.expected(at))
+            }) {
                 let (stream, range) = (*stream, block.range.clone());
                 damaged.push(DamagedRange { stream, range, error: error.kind, blocks: 1 });
             }
@@ -198,11 +198,10 @@ impl<'a> Plan<'a> {
 
     fn load(&self, stream: Stream, page: usize, record: PageRecord) -> Result<LoadedPage, Error> {
         let structure = self.file.structure();
-        let entries = structure.entries(&record)?;
+        let entries = structure.page_entries(stream, page)?;
         let end = self.file.page_end(stream, page);
-        let page = Page::pack(&entries, record, structure.entry_bounds(), Some(end))
-            .map_err(|error| structure.error(error.into()))?;
-        Ok(LoadedPage { stream, entries, page })
+        let page = structure.pack(&entries, record, Some(end))?;
+        Ok(LoadedPage { stream, entries: entries.entries, page })
     }
 }
 

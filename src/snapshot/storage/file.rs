@@ -4,6 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ pub struct FileBackend {
     bytes: u64,
     name: String,
     identity: Identity,
-    directory: Option<PathBuf>,
+    path: PathBuf,
 }
 
 impl FileBackend {
@@ -76,8 +77,8 @@ impl FileBackend {
         let (device, inode) = (metadata.dev(), metadata.ino());
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         let identity = Identity { device, inode, bytes, modified };
-        let directory = path.parent().map(Path::to_path_buf);
-        Ok(Self { file, bytes, name: path.display().to_string(), identity, directory })
+        let (name, path) = (path.display().to_string(), path.to_path_buf());
+        Ok(Self { file, bytes, name, identity, path })
     }
 }
 
@@ -99,7 +100,21 @@ impl StorageBackend for FileBackend {
     }
 
     fn directory(&self) -> Option<&Path> {
-        self.directory.as_deref()
+        self.path.parent()
+    }
+
+    fn companion(&self, suffix: &str) -> Result<Option<Arc<dyn StorageBackend>>, Error> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(suffix);
+        match Self::regular(Path::new(&path)) {
+            Ok(found) => Ok(Some(Arc::new(found))),
+            Err(Error { kind: ErrorKind::Open(error), .. })
+                if error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

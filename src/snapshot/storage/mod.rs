@@ -9,6 +9,9 @@ pub use self::memory::MemoryBackend;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+
+use crate::snapshot::error::Error;
 
 /// Positioned reads of immutable bytes.
 ///
@@ -38,6 +41,16 @@ pub trait StorageBackend: Send + Sync + Debug {
     /// The directory in which it lies, if it lies in one. Relatives are looked for there.
     fn directory(&self) -> Option<&Path> {
         None
+    }
+
+    /// What lies beside it under its name and a suffix. `None` if there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if there is something that cannot be read.
+    fn companion(&self, suffix: &str) -> Result<Option<Arc<dyn StorageBackend>>, Error> {
+        let _ = suffix;
+        Ok(None)
     }
 }
 
