@@ -10,6 +10,8 @@ mod export_argument;
 mod exports;
 pub mod failure;
 mod inspect;
+mod key_files;
+mod keygen;
 mod logging;
 mod open_files;
 mod pack;
@@ -17,6 +19,8 @@ mod progress;
 mod report;
 mod serve;
 mod settings;
+mod sign;
+mod signatures;
 mod size;
 mod tls_settings;
 mod uri;
@@ -44,6 +48,8 @@ enum Command {
     Pack(pack::Arguments),
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
+    Keygen(keygen::Arguments),
+    Sign(sign::Arguments),
     Demo(demo::Arguments),
     Certs(certs::Arguments),
 }
@@ -69,6 +75,8 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Pack(arguments)) => pack::run(arguments),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
         Some(Command::Verify(arguments)) => verify::run(arguments),
+        Some(Command::Keygen(arguments)) => keygen::run(&arguments),
+        Some(Command::Sign(arguments)) => sign::run(&arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(arguments),
     }

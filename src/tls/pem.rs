@@ -94,19 +94,19 @@ pub struct Pem {
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Access {
-    pub(super) mode: u32,
+pub(crate) struct Access {
+    pub(crate) mode: u32,
     pub(super) user: u32,
     pub(super) group: u32,
 }
 
 impl Access {
-    fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         Self { mode: metadata.mode() & 0o7777, user: metadata.uid(), group: metadata.gid() }
     }
 
     /// Whether others than the owner can read or change the file.
-    pub(super) fn is_exposed(self) -> bool {
+    pub(crate) fn is_exposed(self) -> bool {
         self.mode & 0o077 != 0
     }
 
