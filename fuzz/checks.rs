@@ -5,10 +5,14 @@ use bytes::Bytes;
 use hexz_nbd::snapshot::format::header::candidates;
 use hexz_nbd::snapshot::format::index::{MasterIndex, decode_page, encode_page};
 use hexz_nbd::snapshot::format::{Family, PageRecord};
+use hexz_nbd::snapshot::manifest::build::build;
+use hexz_nbd::snapshot::manifest::{self, Manifest, Root, Trust};
 use hexz_nbd::snapshot::{
-    Cache, Compressor, File, Lz4Compressor, MemoryBackend, OpenOptions, Stream, ZstdCompressor,
+    Cache, Compressor, File, Lz4Compressor, MemoryBackend, OpenOptions, SigningKey, Stream,
+    Structure, ZstdCompressor,
 };
-use std::sync::Arc;
+use std::io::Cursor;
+use std::sync::{Arc, LazyLock};
 
 /// Whatever is decompressed fills the buffer exactly, or fails.
 pub(crate) fn block(bytes: &[u8]) {
@@ -99,4 +103,50 @@ pub(crate) fn snapshot(bytes: &[u8]) {
             assert_eq!(file.read_at(stream, offset, piece.len()).unwrap(), piece);
         }
     }
+}
+
+/// Snapshots with their manifests: one without hashes of blocks, and a thin one with them.
+static SIGNED: LazyLock<Vec<(Structure, Bytes)>> = LazyLock::new(|| {
+    let snapshots: [(&[u8], &[Root]); 2] = [
+        (include_bytes!("../tests/data/v082-onebyte.hxz"), &[]),
+        (include_bytes!("../tests/data/v045-thin-grandchild.hxz"), &[Root::from_bytes([5; 32])]),
+    ];
+    let sign = |(snapshot, parents)| {
+        let structure = Structure::read(memory(snapshot), 1 << 20).unwrap();
+        let mut out = Cursor::new(Vec::new());
+        build(&structure, parents, &signing_key(), &mut out, &|_| {}).unwrap();
+        (structure, out.into_inner().into())
+    };
+    snapshots.into_iter().map(sign).collect()
+});
+
+fn signing_key() -> SigningKey {
+    SigningKey::from_seed(&[1; 32]).unwrap()
+}
+
+/// Whoever has not the key cannot make another manifest that holds.
+pub(crate) fn manifest(bytes: &[u8]) {
+    let keys = [signing_key().verify_key()];
+    for (structure, signed) in SIGNED.iter() {
+        let Ok(read) = Manifest::read(memory(bytes), structure) else { continue };
+        let is_signed = bytes == signed;
+        let holds = |trust| {
+            read.check(trust, structure).is_ok()
+                && manifest::verify::verify(&read, structure, &|_| {}).is_ok()
+        };
+        assert_eq!(holds(Trust::Keys(&keys)), is_signed);
+        // Whoever pins the root does not care who signed.
+        let root = Manifest::read(memory(signed), structure).unwrap().root();
+        let without_signature = |bytes: &[u8]| {
+            let at = 32 + read.parent_roots().len() * 32 + 32;
+            [&bytes[..at], &bytes[at + 32 + 64..]].concat()
+        };
+        if holds(Trust::Root(root)) {
+            assert_eq!(without_signature(bytes), without_signature(signed));
+        }
+    }
+}
+
+fn memory(bytes: &[u8]) -> Arc<MemoryBackend> {
+    Arc::new(MemoryBackend::new(Bytes::copy_from_slice(bytes), "fuzz"))
 }

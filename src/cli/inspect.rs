@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::cli::Failure;
 use crate::cli::escape::Escaped;
+use crate::cli::key_files::read_verify_keys;
+use crate::cli::signatures::{ManifestReport, SignatureReport};
 use crate::cli::size::ByteSize;
 use crate::snapshot::format::header::Header;
 use crate::snapshot::format::index::{Entry, EntryKind};
@@ -19,7 +21,8 @@ use crate::snapshot::{Content, FileBackend, StorageBackend as _, Stream, Structu
 
 /// Show what a snapshot is and how it is stored.
 ///
-/// Reads the header and the index only, so it needs neither a passphrase nor parents.
+/// Reads the header and the index only, so it needs neither a passphrase nor parents. Signatures are
+/// compared with the keys of --key.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The snapshot.
@@ -33,12 +36,19 @@ pub(crate) struct Arguments {
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
+
+    /// Public key of 32 raw bytes that may have signed the snapshot or its manifest, repeatable.
+    #[arg(long = "key", value_name = "PUB")]
+    keys: Vec<PathBuf>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let storage = Arc::new(FileBackend::new(&arguments.file)?);
     let structure = Structure::read(storage, BLOCK_BYTES_MAX_DEFAULT)?;
-    let report = Report::of(&structure, &arguments.parent_dir)?;
+    let mut report = Report::of(&structure, &arguments.parent_dir)?;
+    let keys = read_verify_keys(&arguments.keys)?;
+    report.signature = SignatureReport::of(&structure, &keys)?;
+    report.manifest = ManifestReport::of(&structure, &arguments.file, &keys);
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -73,7 +83,9 @@ struct Report {
     /// The files that are taken for them. `null` where there is none.
     parent_files: Vec<Option<String>>,
     encryption: Option<Encryption>,
-    signature: Option<Signature>,
+    signature: Option<SignatureReport>,
+    /// `null` if there is none beside the snapshot.
+    manifest: Option<ManifestReport>,
     metadata_bytes: Option<u64>,
     main: StreamReport,
     auxiliary: Option<StreamReport>,
@@ -92,12 +104,6 @@ struct Chunking {
 struct Encryption {
     kdf: &'static str,
     iterations: u32,
-}
-
-#[derive(Debug, Serialize)]
-struct Signature {
-    offset: u64,
-    length_bytes: u64,
 }
 
 /// One stream, on its own: what it shares with the other one is counted in both. Of the entries
@@ -179,9 +185,8 @@ impl Report {
                 kdf: "pbkdf2-hmac-sha256",
                 iterations: encryption.iterations,
             }),
-            signature: header
-                .signature
-                .map(|span| Signature { offset: span.offset, length_bytes: span.length }),
+            signature: None,
+            manifest: None,
             metadata_bytes: header.metadata.map(|span| span.length),
             main,
             auxiliary,
@@ -227,10 +232,13 @@ impl Report {
         }
         match &self.signature {
             None => lines.add("signature", "none"),
-            Some(signature) => lines.add(
-                "signature",
-                format_args!("present at byte {}, not checked", signature.offset),
-            ),
+            Some(signature) => lines.add("signature", signature),
+        }
+        match &self.manifest {
+            None => lines.add("manifest", "none"),
+            Some(manifest) => {
+                manifest.lines().into_iter().for_each(|(name, value)| lines.add(name, value));
+            }
         }
         match self.metadata_bytes {
             None => lines.add("metadata", "none"),

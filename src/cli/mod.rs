@@ -10,6 +10,8 @@ mod export_argument;
 mod exports;
 pub mod failure;
 mod inspect;
+mod key_files;
+mod keygen;
 mod logging;
 mod open_files;
 mod pack;
@@ -19,6 +21,8 @@ mod reading;
 mod report;
 mod serve;
 mod settings;
+mod sign;
+mod signatures;
 mod size;
 mod tls_settings;
 mod uri;
@@ -46,6 +50,8 @@ enum Command {
     Pack(pack::Arguments),
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
+    Keygen(keygen::Arguments),
+    Sign(sign::Arguments),
     Demo(demo::Arguments),
     Certs(certs::Arguments),
 }
@@ -71,6 +77,8 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Pack(arguments)) => pack::run(arguments),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
         Some(Command::Verify(arguments)) => verify::run(arguments),
+        Some(Command::Keygen(arguments)) => keygen::run(&arguments),
+        Some(Command::Sign(arguments)) => sign::run(&arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(arguments),
     }

@@ -10,6 +10,7 @@ use crate::cli::Failure;
 use crate::cli::escape::Escaped;
 use crate::cli::passphrases;
 use crate::cli::progress::Progress;
+use crate::cli::signatures;
 use crate::cli::size::ByteSize;
 use crate::snapshot::verify::verified_bytes;
 use crate::snapshot::{self, Cache, Check, DamagedRange, File, FileBackend, OpenOptions};
@@ -22,6 +23,10 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Each block is compared with its CRC-32 and, where the snapshot has one, its BLAKE3. Damaged
 /// ranges go to standard output, one a line: stream, first byte, length, what is wrong. The exit
 /// code is 0 if all is whole, 1 if anything is damaged or cannot be read.
+///
+/// With --key, the signature of the master index must be valid by one of the keys, and the manifest
+/// beside the snapshot, if there is one, must be signed by one of them and hold for every page and
+/// block. A snapshot that has a manifest alone is fine, too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The snapshot.
@@ -40,9 +45,13 @@ pub(crate) struct Arguments {
     /// How many blocks to decode at the same time. As many as there are processors if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    #[command(flatten)]
+    signatures: signatures::SignatureArguments,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    signatures::verify(&arguments.signatures, &arguments.file)?;
     let options = OpenOptions {
         cache: Arc::new(Cache::new(CACHE_BYTES)),
         size_from_index: true,

@@ -41,7 +41,7 @@ mod tests {
             let mut seen = Vec::new();
             each_piece(&storage, "it", range.clone(), |piece| seen.extend_from_slice(piece))
                 .unwrap();
-            let (start, end) = (range.start as usize, range.end as usize);
+            let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
             assert!(seen == bytes[start..end], "{range:?}");
         }
         assert!(each_piece(&storage, "it", end - 1..end + 1, |_| {}).is_err());

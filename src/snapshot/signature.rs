@@ -109,7 +109,6 @@ const SMALL_ORDER_Y: [[u8; 32]; 7] = [
 ];
 
 /// 32 bytes that are all like the second one but for the first and the last.
-#[expect(clippy::indexing_slicing, reason = "computed at compile time, where a panic is an error")]
 const fn ends([first, second]: [u8; 2], [_, last]: [u8; 2]) -> [u8; 32] {
     let mut bytes = [second; 32];
     bytes[0] = first;

@@ -29,6 +29,11 @@ fn headers_and_indexes_of_the_corpus_point_into_their_files() {
 }
 
 #[test]
+fn manifests_of_the_corpus_hold_only_if_they_are_those_that_were_signed() {
+    each_of("manifest", checks::manifest);
+}
+
+#[test]
 fn options_of_the_corpus_are_each_answered_once() {
     each_of("options", nbd_checks::options);
 }

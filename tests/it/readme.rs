@@ -81,3 +81,15 @@ fn the_remote_path_works_from_nothing_to_revocation() {
         run(&directory, &words(line, &port)).failed();
     }
 }
+
+#[test]
+fn the_commands_about_signatures_work() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::copy(fixtures::path("v082-ext4.hxz"), directory.path().join("disk.hxz")).unwrap();
+    let lines = block("sign");
+    assert_eq!(lines.len(), 4);
+    let outputs: Vec<_> =
+        lines.iter().map(|line| run(&directory, &words(line, PORT)).succeeded()).collect();
+    assert!(outputs[2].text().contains("manifest valid, root "), "{}", outputs[2].text());
+    assert!(outputs[3].text().contains("master index signature valid"), "{}", outputs[3].text());
+}

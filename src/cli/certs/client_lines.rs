@@ -174,7 +174,7 @@ impl Target {
 }
 
 /// A word as a shell takes it for one.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._/:,=@%+[]".contains(c);
     if !word.is_empty() && word.chars().all(|c| plain(c) && !"[]".contains(c)) {
         word.to_owned()

@@ -12,7 +12,7 @@ mod revoke;
 mod server;
 mod show;
 
-pub(crate) use self::client_lines::{ClientFiles, Target};
+pub(crate) use self::client_lines::{ClientFiles, Target, quoted};
 
 use crate::cli::Failure;
 

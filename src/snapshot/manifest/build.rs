@@ -8,7 +8,6 @@ use crate::snapshot::content::Content;
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::format::index::{Entry, EntryKind};
 use crate::snapshot::format::{FormatError, PageRecord, Stream};
-use crate::snapshot::manifest::error::ManifestErrorKind;
 use crate::snapshot::manifest::head::{Head, PARENTS_MAX, head_bytes};
 use crate::snapshot::manifest::page::{Hash, decode, leaf, missing_hash, read_page};
 use crate::snapshot::manifest::root::{Root, Snapshot, root};
@@ -71,7 +70,8 @@ pub fn build(
         let kind = FormatError::Limit { what: "number of parents", offset: 20, value, limit };
         return Err(structure.error(kind.into()).into());
     }
-    let snapshot = Snapshot::read(structure).map_err(|kind| at_build(structure, kind))?;
+    let snapshot = Snapshot::read(structure)?;
+    let snapshot = snapshot.ok_or_else(|| BuildError::Changed(structure.name().to_owned()))?;
     check_sizes(structure, Content::from_metadata(snapshot.metadata()))?;
 
     let (leaves, own_hashes) = match leaves_without_hashes(structure)? {
@@ -104,7 +104,7 @@ fn check_sizes(structure: &Structure, content: Content) -> Result<(), Error> {
 }
 
 /// `None` if a data entry has no hash.
-fn leaves_without_hashes(structure: &Structure) -> Result<Option<Vec<Hash>>, BuildError> {
+fn leaves_without_hashes(structure: &Structure) -> Result<Option<Vec<Hash>>, Error> {
     let mut leaves = Vec::new();
     for (stream, page, record) in pages(structure) {
         let (bytes, entries) = checked(structure, stream, page, record)?;
@@ -156,31 +156,24 @@ fn checked(
     stream: Stream,
     page: usize,
     record: &PageRecord,
-) -> Result<(Vec<u8>, Vec<Entry>), BuildError> {
-    let bytes = read_page(structure, record).map_err(|kind| at_build(structure, kind))?;
-    let entries = decode(structure, record, &bytes).map_err(|kind| at_build(structure, kind))?;
+) -> Result<(Vec<u8>, Vec<Entry>), Error> {
+    let bytes = read_page(structure, record)?;
+    let entries = decode(structure, record, &bytes)?;
     let mut position = Some(record.start_logical);
     for entry in &entries {
         if let Err(what) = entry.kind(structure.entry_bounds()) {
             let (damage, position) = (Damage::Entry(what), position.unwrap_or(u64::MAX));
             let kind = ErrorKind::Block { damage, stream, position, stored_at: record.offset };
-            return Err(structure.error(kind).into());
+            return Err(structure.error(kind));
         }
         position = position.and_then(|at| at.checked_add(u64::from(entry.logical_length)));
     }
     let end = structure.page_end(stream, page);
     if position.is_none() || end.is_some_and(|end| Some(end) != position) {
         let (what, offset) = ("sum of block lengths", record.offset);
-        return Err(structure.error(FormatError::Invalid { what, offset }.into()).into());
+        return Err(structure.error(FormatError::Invalid { what, offset }.into()));
     }
     Ok((bytes, entries))
-}
-
-fn at_build(structure: &Structure, kind: ManifestErrorKind) -> BuildError {
-    match kind {
-        ManifestErrorKind::Snapshot(error) => BuildError::Snapshot(error),
-        _ => BuildError::Changed(structure.name().to_owned()),
-    }
 }
 
 /// Hashes of stored blocks that are remembered, so that what is deduplicated is read once. Past

@@ -129,7 +129,8 @@ impl Manifest {
     ///
     /// [`ManifestError`] if the snapshot cannot be read or has changed since it was recognised.
     pub fn root_of(&self, structure: &Structure) -> Result<(Root, Checked), ManifestError> {
-        let snapshot = Snapshot::read(structure).map_err(|kind| self.error(kind))?;
+        let snapshot = Snapshot::read(structure).map_err(|error| self.error(error.into()))?;
+        let snapshot = snapshot.ok_or_else(|| self.error(ManifestErrorKind::Changed))?;
         let root = root(&snapshot, self.head.own_hashes, &self.leaves, &self.head.parent_roots);
         Ok((root, snapshot.into_checked()))
     }

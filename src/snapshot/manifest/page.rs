@@ -1,8 +1,8 @@
 //! Index pages as a manifest sees them: bytes, their hash, and entries that lack one.
 
+use crate::snapshot::error::Error;
 use crate::snapshot::format::PageRecord;
 use crate::snapshot::format::index::{Entry, EntryBounds, EntryKind, decode_page};
-use crate::snapshot::manifest::error::ManifestErrorKind;
 use crate::snapshot::structure::{Structure, read};
 
 /// A BLAKE3.
@@ -21,22 +21,19 @@ pub(super) fn leaf(page: &[u8], own_hashes: &[Hash]) -> Hash {
     *hasher.finalize().as_bytes()
 }
 
-pub(super) fn read_page(
-    structure: &Structure,
-    record: &PageRecord,
-) -> Result<Vec<u8>, ManifestErrorKind> {
+pub(super) fn read_page(structure: &Structure, record: &PageRecord) -> Result<Vec<u8>, Error> {
     let length = u64::from(record.length);
     let bytes = read(structure.storage(), "index page", record.offset, length);
-    bytes.map_err(|kind| structure.error(kind).into())
+    bytes.map_err(|kind| structure.error(kind))
 }
 
 pub(super) fn decode(
     structure: &Structure,
     record: &PageRecord,
     bytes: &[u8],
-) -> Result<Vec<Entry>, ManifestErrorKind> {
+) -> Result<Vec<Entry>, Error> {
     let entries = decode_page(bytes, record, structure.family());
-    entries.map_err(|error| structure.error(error.into()).into())
+    entries.map_err(|error| structure.error(error.into()))
 }
 
 /// The first data entry that has no hash of its plain bytes.

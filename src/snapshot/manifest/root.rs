@@ -4,9 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::snapshot::error::Error;
 use crate::snapshot::format::{FormatError, MasterIndex};
 use crate::snapshot::manifest::Checked;
-use crate::snapshot::manifest::error::ManifestErrorKind;
 use crate::snapshot::manifest::page::Hash;
 use crate::snapshot::pieces::each_piece;
 use crate::snapshot::signature::header_area;
@@ -102,9 +102,13 @@ impl Snapshot {
     /// The structure was decoded from bytes that are read again here, or are encoded from it, so
     /// that what is hashed is what is used. Dictionary and metadata are handed on for the same
     /// reason.
-    pub(super) fn read(structure: &Structure) -> Result<Self, ManifestErrorKind> {
+    ///
+    /// `None` if the header in the file is no longer the one by which it was recognised.
+    pub(super) fn read(structure: &Structure) -> Result<Option<Self>, Error> {
         let storage = structure.storage();
-        let header = header_area(structure)?.ok_or(ManifestErrorKind::Changed)?;
+        let Some(header) = header_area(structure)? else {
+            return Ok(None);
+        };
         let dictionary = structure.dictionary()?;
         let metadata = structure.metadata()?;
         let index = MasterIndex::encode(structure.index());
@@ -118,7 +122,7 @@ impl Snapshot {
         let (Some(rest_at), Some(tail_bytes)) = (rest_at, tail_bytes) else {
             let what = "master index";
             let kind = FormatError::Truncated { what, offset: tail_at };
-            return Err(structure.error(kind.into()).into());
+            return Err(structure.error(kind.into()));
         };
 
         let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
@@ -133,7 +137,7 @@ impl Snapshot {
             hasher.update(piece);
         })
         .map_err(|kind| structure.error(kind))?;
-        Ok(Self { hasher, dictionary, metadata })
+        Ok(Some(Self { hasher, dictionary, metadata }))
     }
 
     pub(super) fn metadata(&self) -> &[u8] {
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_root_is_read_as_it_is_shown() {
-        let root = Root(std::array::from_fn(|at| (at * 8 + 3) as u8));
+        let root = Root(std::array::from_fn(|at| u8::try_from(at * 7 + 3).unwrap()));
         assert_eq!(root.to_string().parse(), Ok(root));
         assert_eq!(root.to_string().to_uppercase().parse(), Ok(root));
         let shown = root.to_string();

@@ -7,6 +7,7 @@ pub(crate) mod packing;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod server;
+pub(crate) mod signed;
 pub(crate) mod storage;
 pub(crate) mod tls;
 pub(crate) mod upstream;
