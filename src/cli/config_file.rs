@@ -58,6 +58,8 @@ struct Document {
     default_export: Option<String>,
     key_file: Vec<PathBuf>,
     parent_dir: Vec<PathBuf>,
+    verify_key: Vec<PathBuf>,
+    require_manifest: bool,
     check: Option<CheckChoice>,
     #[serde(deserialize_with = "from_text")]
     cache_size: Option<ByteSize>,
@@ -111,6 +113,10 @@ struct Export {
     key_file: Option<PathBuf>,
     #[serde(default)]
     parent_blake3: Vec<Digest>,
+    #[serde(default)]
+    verify_key: Vec<PathBuf>,
+    #[serde(default)]
+    require_manifest: bool,
     #[serde(default)]
     as_raw: bool,
     #[serde(default)]
@@ -201,6 +207,8 @@ impl Document {
             },
             round_up: export.round_up,
             key_file: export.key_file.map(path),
+            verify_key: paths(export.verify_key),
+            require_manifest: export.require_manifest,
             parent_blake3: export.parent_blake3.into_iter().map(|Digest(digest)| digest).collect(),
             as_raw: export.as_raw,
             plaintext: export.plaintext,
@@ -222,6 +230,8 @@ impl Document {
             reading: ReadingSettings {
                 key_file: paths(self.key_file),
                 parent_dir: paths(self.parent_dir),
+                verify_key: paths(self.verify_key),
+                require_manifest: self.require_manifest,
                 check: self.check,
             },
             limits: LimitSettings {
@@ -288,6 +298,8 @@ mod tests {
 
             key_file = ["/etc/hexz-nbd/passphrase"]
             parent_dir = ["/srv/base"]
+            verify_key = ["/etc/hexz-nbd/public.key"]
+            require_manifest = true
             check = "blake3"
 
             [tls]
@@ -323,6 +335,8 @@ mod tests {
         assert_eq!(settings.limits.max_inflight_per_connection, Some(ByteSize(32 << 20)));
         assert_eq!(settings.reading.key_file, [Path::new("/etc/hexz-nbd/passphrase")]);
         assert_eq!(settings.reading.parent_dir, [Path::new("/srv/base")]);
+        assert_eq!(settings.reading.verify_key, [Path::new("/etc/hexz-nbd/public.key")]);
+        assert!(settings.reading.require_manifest);
         assert_eq!(settings.reading.check, Some(CheckChoice::Blake3));
         assert_eq!(settings.tls.tls, Some(TlsChoice::Require));
         assert_eq!(settings.tls.tls_cert, Some("/etc/hexz-nbd/srv.pem".into()));

@@ -24,6 +24,9 @@ pub(crate) struct ExportArgument {
     pub(crate) key_file: Option<PathBuf>,
     /// BLAKE3 of the files that may be its parents, in any generation. Any if there is none.
     pub(crate) parent_blake3: Vec<[u8; 32]>,
+    /// Whose holder must have signed it, in place of those for all.
+    pub(crate) verify_key: Vec<PathBuf>,
+    pub(crate) require_manifest: bool,
     pub(crate) as_raw: bool,
     /// Clients without TLS may read it, where others need TLS.
     pub(crate) plaintext: bool,
@@ -53,6 +56,8 @@ impl ExportArgument {
             round_up: None,
             key_file: None,
             parent_blake3: Vec::new(),
+            verify_key: Vec::new(),
+            require_manifest: false,
             as_raw: false,
             plaintext: false,
             allow: AllowSettings::default(),
@@ -97,6 +102,10 @@ impl ExportArgument {
         let mut reading = Reading::new(all);
         reading.size_from_index = self.size_from_index;
         reading.parent_digests.clone_from(&self.parent_blake3);
+        reading.require_manifest |= self.require_manifest;
+        if !self.verify_key.is_empty() {
+            reading.verify_keys.clone_from(&self.verify_key);
+        }
         if let Some(key_file) = &self.key_file {
             reading.key_files = vec![key_file.clone()];
         }
@@ -136,17 +145,19 @@ impl ExportArgument {
             }
             Some(("round-up", text)) => self.round_up = Some(round_up(bytes("round-up", text)?)?),
             Some(("key-file", path)) => self.key_file = Some(path.into()),
+            Some(("verify-key", path)) => self.verify_key.push(path.into()),
             Some(("parent-blake3", text)) => self.parent_blake3.push(parse_digest(text)?),
             Some(("stream", "main")) => self.stream = Some(Stream::Main),
             Some(("stream", "aux")) => self.stream = Some(Stream::Auxiliary),
+            None if field == "require-manifest" => self.require_manifest = true,
             None if field == "as-raw" => self.as_raw = true,
             None if field == "plaintext" => self.plaintext = true,
             _ => {
                 return Err(format!(
                     "unknown option `{field}`; there are desc=TEXT, offset=BYTES, size=BYTES, \
                      size=index, partition=NUMBER, round-up=512, stream=main, stream=aux, \
-                     key-file=FILE, parent-blake3=HEX, as-raw and plaintext (a comma inside a value is \
-                     written twice)"
+                     key-file=FILE, parent-blake3=HEX, verify-key=PUB, require-manifest, as-raw and \
+                     plaintext (a comma inside a value is written twice)"
                 ));
             }
         }
@@ -202,7 +213,7 @@ mod tests {
         assert_eq!(
             parse(&format!(
                 "root=a/disk.hxz,desc=before,, after=x,size=index,stream=aux,key-file=secret,\
-                 parent-blake3={},as-raw,plaintext",
+                 parent-blake3={},verify-key=public.key,require-manifest,as-raw,plaintext",
                 "ab".repeat(32)
             )),
             Ok(ExportArgument {
@@ -215,6 +226,8 @@ mod tests {
                 round_up: None,
                 key_file: Some("secret".into()),
                 parent_blake3: vec![[0xab; 32]],
+                verify_key: vec!["public.key".into()],
+                require_manifest: true,
                 as_raw: true,
                 plaintext: true,
                 allow: AllowSettings::default(),

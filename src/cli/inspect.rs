@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut report = Report::of(&structure, &arguments.parent_dir)?;
     let keys = read_verify_keys(&arguments.keys)?;
     report.signature = SignatureReport::of(&structure, &keys)?;
-    report.manifest = ManifestReport::of(&structure, &arguments.file, &keys);
+    report.manifest = ManifestReport::of(&structure, &keys);
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;

@@ -1,14 +1,13 @@
 //! Keys of signatures: 32 raw bytes in a file, as upstream has them.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-
-use zeroize::Zeroizing;
 
 use crate::snapshot::signature::{KEY_BYTES, KeyError};
 use crate::snapshot::{SigningKey, VerifyKey};
-use crate::tls::pem::Access;
+use crate::tls::{FileErrorKind, access};
+
+/// More than a key has, to say how long what is none is.
+const FILE_BYTES_MAX: u64 = 64 * KEY_BYTES as u64;
 
 /// Why a key file is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +19,8 @@ pub(crate) struct KeyFileError {
 
 #[derive(Debug, thiserror::Error)]
 enum KeyFileErrorKind {
-    #[error("cannot read the key: {0}")]
-    Read(#[from] io::Error),
+    #[error(transparent)]
+    File(#[from] FileErrorKind),
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error(
@@ -33,29 +32,20 @@ enum KeyFileErrorKind {
 
 /// Reads public keys.
 pub(crate) fn read_verify_keys(paths: &[PathBuf]) -> Result<Vec<VerifyKey>, KeyFileError> {
-    let read = |path: &PathBuf| Ok(VerifyKey::from_bytes(&read_bytes(&File::open(path)?)?)?);
+    let read = |path: &PathBuf| Ok(VerifyKey::from_bytes(&access::read(path, FILE_BYTES_MAX)?.0)?);
     paths.iter().map(|path| read(path).map_err(|kind| at(path, kind))).collect()
 }
 
 /// Reads a private key that nobody else can read.
 pub(crate) fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
     let read = || {
-        let file = File::open(path)?;
-        let access = Access::of(&file.metadata()?);
+        let (bytes, access) = access::read(path, FILE_BYTES_MAX)?;
         if access.is_exposed() {
             return Err(KeyFileErrorKind::Exposed(access.mode));
         }
-        Ok(SigningKey::from_seed(&read_bytes(&file)?)?)
+        Ok(SigningKey::from_seed(&bytes)?)
     };
     read().map_err(|kind| at(path, kind))
-}
-
-/// No more than what shows that a file is too long. Never longer than its room, so that no copy of
-/// a secret is left behind by a buffer that has grown.
-fn read_bytes(file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(4 * KEY_BYTES));
-    file.take(2 * KEY_BYTES as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn at(path: &Path, kind: KeyFileErrorKind) -> KeyFileError {

@@ -7,7 +7,9 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::cli::Failure;
+use crate::cli::key_files::read_verify_keys;
 use crate::cli::passphrases;
+use crate::cli::settings::first_set;
 use crate::snapshot::{Cache, Check, OpenOptions, Registry};
 
 /// For all snapshots.
@@ -29,6 +31,18 @@ pub(crate) struct ReadingSettings {
     #[arg(long, value_name = "DIR")]
     pub(crate) parent_dir: Vec<PathBuf>,
 
+    /// Public key of which the holder must have signed the snapshots, repeatable: one is enough
+    ///
+    /// A manifest beside a snapshot has to be signed by one of the keys, and then nothing is served
+    /// that was not signed. Without a manifest, the signature of the master index has to be valid
+    /// by one of them: that is Hexz's own signature, which covers neither index pages nor blocks.
+    #[arg(long, value_name = "PUB")]
+    pub(crate) verify_key: Vec<PathBuf>,
+
+    /// Refuse snapshots without a manifest, as `hexz-nbd sign` makes it
+    #[arg(long)]
+    pub(crate) require_manifest: bool,
+
     /// What each decoded block is compared with [default: crc]
     #[arg(long, value_name = "CHECK", value_enum)]
     pub(crate) check: Option<CheckChoice>,
@@ -48,8 +62,10 @@ impl ReadingSettings {
     /// These settings, and those of `other` for what is not set here.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
-            key_file: if self.key_file.is_empty() { other.key_file } else { self.key_file },
-            parent_dir: if self.parent_dir.is_empty() { other.parent_dir } else { self.parent_dir },
+            key_file: first_set(self.key_file, other.key_file),
+            parent_dir: first_set(self.parent_dir, other.parent_dir),
+            verify_key: first_set(self.verify_key, other.verify_key),
+            require_manifest: self.require_manifest || other.require_manifest,
             check: self.check.or(other.check),
         }
     }
@@ -70,6 +86,8 @@ pub(crate) struct Reading {
     pub(crate) parent_directories: Vec<PathBuf>,
     /// BLAKE3 of the files that may be parents. Any if there is none.
     pub(crate) parent_digests: Vec<[u8; 32]>,
+    pub(crate) verify_keys: Vec<PathBuf>,
+    pub(crate) require_manifest: bool,
     pub(crate) check: Check,
 }
 
@@ -81,6 +99,8 @@ impl Reading {
             key_files: settings.key_file.clone(),
             parent_directories: settings.parent_dir.clone(),
             parent_digests: Vec::new(),
+            verify_keys: settings.verify_key.clone(),
+            require_manifest: settings.require_manifest,
             check: match settings.check {
                 Some(CheckChoice::Blake3) => Check::Blake3,
                 Some(CheckChoice::Crc) | None => Check::Crc,
@@ -99,6 +119,8 @@ impl Reading {
             registry: Arc::clone(&shared.registry),
             parent_directories: self.parent_directories.clone(),
             parent_digests: self.parent_digests.clone(),
+            verify_keys: read_verify_keys(&self.verify_keys)?,
+            require_manifest: self.require_manifest,
             size_from_index: self.size_from_index,
             check: self.check,
             passphrases: passphrases::load(&self.key_files, any_permissions)?,

@@ -14,6 +14,7 @@ use crate::cli::Failure;
 use crate::cli::config_file::ConfigFile;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
+use crate::cli::key_files::read_verify_keys;
 use crate::cli::logging;
 use crate::cli::passphrases;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
@@ -46,7 +47,8 @@ pub(crate) struct Arguments {
     /// `size=index` takes the size from the index (for a snapshot of a block device that was
     /// recorded with the size 0), `stream=main` or `stream=aux` exports one stream alone,
     /// `key-file=FILE` has the passphrase of an encrypted one, `parent-blake3=HEX` pins the parents of a
-    /// thin one to files with this BLAKE3 (repeatable, one for each), `as-raw` exports an archive that is not a
+    /// thin one to files with this BLAKE3 (repeatable, one for each), `verify-key=PUB` and
+    /// `require-manifest` say how it must be signed, `as-raw` exports an archive that is not a
     /// disk image, `plaintext` opens it to clients without TLS under --tls=on. A comma inside TEXT is written twice.
     #[arg(
         value_name = "SNAPSHOT",
@@ -100,7 +102,8 @@ fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>
 fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure> {
     let (settings, wanted) = read_settings(arguments)?;
     let tls = tls_settings::load(&settings)?;
-    // Those that are named for all must be there, whether anything needs them or not.
+    // What is named for all must be there, whether anything needs it or not.
+    read_verify_keys(&settings.reading.verify_key)?;
     passphrases::load(&settings.reading.key_file, settings.insecure.insecure_key_permissions)?;
     let opened = exports.open_all(&wanted, &settings)?;
     let Opened { mut catalogue, access, watched, has_directories } = opened;
@@ -129,7 +132,10 @@ fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure>
     let mut files = tls.files;
     files.extend(arguments.config.clone());
     files.extend(passphrases::files(&settings.reading.key_file));
-    files.extend(wanted.iter().filter_map(|export| export.key_file.clone()));
+    files.extend(settings.reading.verify_key.iter().cloned());
+    for export in &wanted {
+        files.extend(export.key_file.iter().chain(&export.verify_key).cloned());
+    }
     let policy = Policy { catalogue: Arc::new(catalogue), tls: tls.tls, access };
     Ok(Built { policy, files, exports: watched })
 }

@@ -271,7 +271,7 @@ impl AllowSettings {
     }
 }
 
-fn first_set<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+pub(crate) fn first_set<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
     if first.is_empty() { second } else { first }
 }
 

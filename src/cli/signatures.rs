@@ -1,20 +1,16 @@
 //! What `verify` and `inspect` say of signatures.
 
 use std::fmt::{self, Display};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::cli::Failure;
 use crate::cli::escape::Escaped;
 use crate::cli::key_files::read_verify_keys;
-use crate::cli::progress::Progress;
 use crate::snapshot::manifest::{self, Manifest, ManifestError, Trust};
 use crate::snapshot::signature::{SignatureError, verify_master_index};
-use crate::snapshot::structure::BLOCK_BYTES_MAX_DEFAULT;
-use crate::snapshot::{Error, ErrorKind, FileBackend, Stream, Structure, VerifyKey};
+use crate::snapshot::{Structure, VerifyKey};
 
 /// Who must have signed a snapshot.
 #[derive(Debug, clap::Args)]
@@ -25,59 +21,25 @@ pub(crate) struct SignatureArguments {
 
     /// Fail if there is no manifest beside the snapshot.
     #[arg(long, requires = "keys")]
-    require_manifest: bool,
+    pub(crate) require_manifest: bool,
 }
 
-/// Checks what was asked for, nothing without keys, and prints a line for each thing that holds.
-pub(crate) fn verify(arguments: &SignatureArguments, file: &Path) -> Result<(), Failure> {
-    let keys = read_verify_keys(&arguments.keys)?;
-    if keys.is_empty() {
-        return Ok(());
+impl SignatureArguments {
+    /// The keys, from their files.
+    pub(crate) fn keys(&self) -> Result<Vec<VerifyKey>, Failure> {
+        Ok(read_verify_keys(&self.keys)?)
     }
-    let structure = Structure::read(Arc::new(FileBackend::new(file)?), BLOCK_BYTES_MAX_DEFAULT)?;
-    let mut lines = Vec::new();
-    let manifest = open_manifest(&structure, file)?;
-    match verify_master_index(&structure, &keys) {
-        Ok(key) => lines.push(format!("{}: master index signature valid by {key}", file.display())),
-        // The manifest covers what the signature would, and more.
-        Err(SignatureError::Missing) if manifest.is_some() => {}
-        Err(error @ (SignatureError::Missing | SignatureError::NotByTheseKeys)) => {
-            return Err(Failure::failed(format!("{}: {error}", file.display())));
-        }
-        Err(SignatureError::Snapshot(error)) => return Err(error.into()),
-    }
-    match manifest {
-        Some(manifest) => {
-            manifest.check(Trust::Keys(&keys), &structure)?;
-            let bytes = Stream::ALL.iter().map(|stream| structure.index().stream_bytes(*stream));
-            let progress = Progress::new("manifest", bytes.fold(0, u64::saturating_add));
-            manifest::verify::verify(&manifest, &structure, &|bytes| progress.add(bytes))?;
-            drop(progress);
-            let (path, root) = (manifest::path_beside(file), manifest.root());
-            lines.push(format!("{}: manifest valid, root {root}", path.display()));
-        }
-        None if arguments.require_manifest => {
-            let path = manifest::path_beside(file);
-            return Err(Failure::failed(format!("{}: there is no manifest", path.display())));
-        }
-        None => {}
-    }
-    let mut out = io::stdout().lock();
-    lines.iter().try_for_each(|line| writeln!(out, "{}", Escaped(line)))?;
-    Ok(())
 }
 
-/// The manifest beside a snapshot, if there is one.
-fn open_manifest(structure: &Structure, file: &Path) -> Result<Option<Manifest>, Failure> {
-    match FileBackend::new(&manifest::path_beside(file)) {
-        Ok(storage) => Ok(Some(Manifest::read(Arc::new(storage), structure)?)),
-        Err(Error { kind: ErrorKind::Open(source), .. })
-            if source.kind() == io::ErrorKind::NotFound =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
+/// A line for each thing that holds of a snapshot that was opened with these keys.
+pub(crate) fn lines(structure: &Structure, keys: &[VerifyKey]) -> Vec<String> {
+    let name = structure.name();
+    let signature = verify_master_index(structure, keys).ok();
+    let signature = signature.map(|key| format!("{name}: master index signature valid by {key}"));
+    let manifest = structure.manifest().map(|manifest| {
+        format!("{}: manifest valid, root {}", manifest::name_beside(structure), manifest.root())
+    });
+    [signature, manifest].into_iter().flatten().collect()
 }
 
 /// The signature in a snapshot. The names are those of the JSON and stay as they are.
@@ -147,12 +109,12 @@ pub(crate) struct ManifestReport {
 
 impl ManifestReport {
     /// `None` if there is none. One that is wrong is no failure: it is shown.
-    pub(crate) fn of(structure: &Structure, file: &Path, keys: &[VerifyKey]) -> Option<Self> {
-        let path = manifest::path_beside(file).display().to_string();
-        let manifest = match open_manifest(structure, file) {
+    pub(crate) fn of(structure: &Structure, keys: &[VerifyKey]) -> Option<Self> {
+        let path = manifest::name_beside(structure);
+        let manifest = match Manifest::beside(structure) {
             Ok(manifest) => manifest?,
-            Err(failure) => {
-                let error = Some(failure.to_string());
+            Err(error) => {
+                let error = Some(error.to_string());
                 return Some(Self { file: path, error, ..Self::default() });
             }
         };

@@ -24,9 +24,9 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// ranges go to standard output, one a line: stream, first byte, length, what is wrong. The exit
 /// code is 0 if all is whole, 1 if anything is damaged or cannot be read.
 ///
-/// With --key, the signature of the master index must be valid by one of the keys, and the manifest
-/// beside the snapshot, if there is one, must be signed by one of them and hold for every page and
-/// block. A snapshot that has a manifest alone is fine, too.
+/// With --key, the manifest beside the snapshot must be signed by one of the keys and hold for every
+/// page and block, and for the parents of a thin snapshot. Without a manifest, the signature of the
+/// master index must be valid by one of the keys, which says nothing of pages and blocks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The snapshot.
@@ -51,13 +51,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    signatures::verify(&arguments.signatures, &arguments.file)?;
+    let keys = arguments.signatures.keys()?;
     let options = OpenOptions {
         cache: Arc::new(Cache::new(CACHE_BYTES)),
         size_from_index: true,
         check: Check::Blake3,
         passphrases: passphrases::load(&arguments.key_file, false)?,
         parent_directories: arguments.parent_dir.clone(),
+        verify_keys: keys.clone(),
+        require_manifest: arguments.signatures.require_manifest,
         ..OpenOptions::default()
     };
     let file = File::open_with(Arc::new(FileBackend::new(&arguments.file)?), options)?;
@@ -78,6 +80,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         writeln!(out, "{}", Escaped(&range.to_string()))?;
     }
     if damaged.is_empty() {
+        for line in signatures::lines(file.structure(), &keys) {
+            writeln!(out, "{}", Escaped(&line))?;
+        }
         writeln!(out, "{}: whole, {}", Escaped(name), ByteSize(bytes))?;
         return Ok(());
     }

@@ -53,10 +53,10 @@ impl Signer {
             Self::Keys(keys) => (Trust::Keys(keys), keys.as_slice()),
             Self::Root(root) => (Trust::Root(*root), [].as_slice()),
         };
-        let storage = structure.storage().companion(manifest::EXTENSION)?;
-        let Some(storage) = storage else {
+        let unsigned = |error| structure.error(ErrorKind::Manifest(Box::new(error)));
+        let Some(manifest) = Manifest::beside(&structure).map_err(unsigned)? else {
             if require_manifest || matches!(self, Self::Root(_)) {
-                let manifest = format!("{}{}", structure.name(), manifest::EXTENSION);
+                let manifest = manifest::name_beside(&structure);
                 return Err(structure.error(ErrorKind::NoManifest { manifest }));
             }
             return match verify_master_index(&structure, keys) {
@@ -64,11 +64,7 @@ impl Signer {
                 Err(error) => Err(structure.error(ErrorKind::Signature(Box::new(error)))),
             };
         };
-        let manifest = Manifest::read(storage, &structure)
-            .and_then(|manifest| Ok((manifest.check(trust, &structure)?, manifest)));
-        match manifest {
-            Ok((checked, manifest)) => Ok(structure.signed(manifest, checked)),
-            Err(error) => Err(structure.error(ErrorKind::Manifest(Box::new(error)))),
-        }
+        let checked = manifest.check(trust, &structure).map_err(unsigned)?;
+        Ok(structure.signed(manifest, checked))
     }
 }

@@ -63,8 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     output::check_replaceable(path, arguments.manifest_only)?;
     let manifest_path = manifest::path_beside(path);
     output::check_replaceable(&manifest_path, false)?;
-    let parent_roots =
-        parents::roots(&structure, path, &arguments.parent_directories, &parent_keys)?;
+    let parent_roots = parents::roots(&structure, &arguments.parent_directories, &parent_keys)?;
 
     let mut out = io::stdout().lock();
     let mut say = |line: &str| writeln!(out, "{}", Escaped(line));

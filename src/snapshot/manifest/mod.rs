@@ -45,6 +45,12 @@ pub fn path_beside(snapshot: &Path) -> PathBuf {
     path.into()
 }
 
+/// As [`path_beside`], for messages.
+#[must_use]
+pub fn name_beside(structure: &Structure) -> String {
+    format!("{}{EXTENSION}", structure.name())
+}
+
 /// Whom or what a manifest must be of.
 #[derive(Debug, Clone, Copy)]
 pub enum Trust<'a> {
@@ -97,6 +103,22 @@ impl Manifest {
     ) -> Result<Self, ManifestError> {
         let name = storage.name().to_owned();
         read_beside(storage, structure).map_err(|kind| ManifestError { file: name, kind })
+    }
+
+    /// The manifest that lies beside a snapshot, if there is one. As [`Manifest::read`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Manifest::read`].
+    pub fn beside(structure: &Structure) -> Result<Option<Self>, ManifestError> {
+        match structure.storage().companion(EXTENSION) {
+            Ok(Some(storage)) => Self::read(storage, structure).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => {
+                let file = name_beside(structure);
+                Err(ManifestError { file, kind: ManifestErrorKind::Read(error.kind) })
+            }
+        }
     }
 
     /// The root that it states.

@@ -1,4 +1,4 @@
-//! A whole snapshot against its manifest.
+//! A whole snapshot against its manifest, without its passphrase and its parents.
 
 use crate::snapshot::format::Stream;
 use crate::snapshot::format::index::EntryKind;
