@@ -22,7 +22,7 @@ use hexz_nbd::nbd::{Contexts, Outbox, Piece, Replies, Terms, Transmission, Work}
 use hexz_nbd::server::{Access, Endpoint, ExportAccess, Insecure, Limits, Policy, Server};
 use hexz_nbd::server::{Tls, TlsMode};
 use hexz_nbd::snapshot::write::{self, BlockSize, Cut, Method, Settings, Source, ZstdLevel};
-use hexz_nbd::snapshot::{Cache, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
+use hexz_nbd::snapshot::{Cache, Check, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
 use hexz_nbd::snapshot::{Stream, ZstdCompressor};
 use hexz_nbd::tls::issue::{Authority, Client, Validity};
 use hexz_nbd::tls::{ClientAuth, Material, MinVersion, ServerFiles, Sources, TlsConfig};
@@ -92,8 +92,12 @@ fn snapshots() -> Snapshots {
 }
 
 fn open(path: &Path, cache_bytes: u64) -> Arc<File> {
+    open_checked(path, cache_bytes, Check::Crc)
+}
+
+fn open_checked(path: &Path, cache_bytes: u64, check: Check) -> Arc<File> {
     let cache = Arc::new(Cache::new(cache_bytes));
-    let options = OpenOptions { cache, ..OpenOptions::default() };
+    let options = OpenOptions { cache, check, ..OpenOptions::default() };
     File::open_with(Arc::new(FileBackend::new(path).unwrap()), options).unwrap()
 }
 
@@ -128,12 +132,14 @@ fn snapshot(criterion: &mut Criterion) {
     group.bench_function("check/crc32/64KiB", |b| b.iter(|| crc32fast::hash(black_box(&plain))));
     group.bench_function("check/blake3/64KiB", |b| b.iter(|| blake3::hash(black_box(&plain))));
 
-    for (condition, path, cache_bytes) in [
-        ("warm", &files.lz4, 256 << 20),
-        ("cold-lz4", &files.lz4, 0),
-        ("cold-zstd", &files.zstd, 0),
+    for (condition, path, cache_bytes, check) in [
+        ("warm", &files.lz4, 256 << 20, Check::Crc),
+        ("cold-lz4", &files.lz4, 0, Check::Crc),
+        ("cold-lz4-check-blake3", &files.lz4, 0, Check::Blake3),
+        ("cold-zstd", &files.zstd, 0, Check::Crc),
+        ("cold-zstd-check-blake3", &files.zstd, 0, Check::Blake3),
     ] {
-        let file = open(path, cache_bytes);
+        let file = open_checked(path, cache_bytes, check);
         file.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
         let mut block = 0;
         group.bench_function(format!("read/{condition}/64KiB"), |b| {

@@ -13,7 +13,7 @@ use crate::cli::settings::{AllowSettings, Settings};
 use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
-use crate::snapshot::{Cache, File, Registry, Stream};
+use crate::snapshot::{Cache, Error, ErrorKind, File, Registry, Stream};
 use crate::tls::{Rule, RuleError, Rules};
 
 /// A directory stands for the files in it with this extension.
@@ -278,6 +278,7 @@ impl Round<'_> {
             _ => Report::Broken(failure.to_string()),
         };
         self.report(path, name, state, report);
+        self.watch_for_parent(&failure);
         self.failures.push(failure);
         if directory.is_some() && self.reserved.contains(name) {
             return Ok(());
@@ -305,6 +306,22 @@ impl Round<'_> {
         let (path, before) = (&argument.path, &before.files);
         let file = now.files.open(path, state, reading, shared, any_permissions, before)?;
         exports_of(&file, argument, name)
+    }
+
+    /// A parent that is not there may come.
+    fn watch_for_parent(&mut self, failure: &Failure) {
+        let Failure::Failed(error) = failure else { return };
+        let mut kind = error.downcast_ref::<Error>().map(|error| &error.kind);
+        while let Some(ErrorKind::Parent(parent)) = kind {
+            kind = Some(&parent.kind);
+        }
+        if let Some(ErrorKind::MissingParent { parent, looked_in }) = kind {
+            for directory in looked_in {
+                let watched = Watched::File(Path::new(directory).join(parent));
+                let state = watched.look();
+                self.opened.watched.push((watched, state));
+            }
+        }
     }
 
     fn report(&mut self, path: &Path, name: &str, state: State, report: Report) {

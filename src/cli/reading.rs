@@ -114,6 +114,11 @@ impl Reading {
         shared: &Shared,
         any_permissions: bool,
     ) -> Result<OpenOptions, Failure> {
+        if self.require_manifest && self.verify_keys.is_empty() {
+            return Err(Failure::Usage(
+                "a manifest is required, but by whom? Name the public key with --verify-key".into(),
+            ));
+        }
         Ok(OpenOptions {
             cache: Arc::clone(&shared.cache),
             registry: Arc::clone(&shared.registry),

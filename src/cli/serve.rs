@@ -102,7 +102,7 @@ fn read_settings(arguments: &Arguments) -> Result<(Settings, Vec<ExportArgument>
 fn build(arguments: &Arguments, exports: &mut Exports) -> Result<Built, Failure> {
     let (settings, wanted) = read_settings(arguments)?;
     let tls = tls_settings::load(&settings)?;
-    // What is named for all must be there, whether anything needs it or not.
+    // What is named for all must be right, whether anything needs it or not.
     read_verify_keys(&settings.reading.verify_key)?;
     passphrases::load(&settings.reading.key_file, settings.insecure.insecure_key_permissions)?;
     let opened = exports.open_all(&wanted, &settings)?;

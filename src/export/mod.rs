@@ -366,8 +366,15 @@ fn describe(file: &File, stream: Stream, window: &Window, part: Option<&str>) ->
     if window.zeros() != 0 {
         what = format!("{what}, and {} zeros", window.zeros());
     }
+    let encrypted = if header.encryption.is_some() { ", encrypted" } else { "" };
+    let thin = match file.ancestors().len() {
+        0 => String::new(),
+        1 => ", over one parent".to_owned(),
+        parents => format!(", over {parents} parents"),
+    };
+    let signed = if structure.manifest().is_some() { ", signed as a whole" } else { "" };
     format!(
-        "Hexz snapshot, {what}, {compression}, stored in {stored} bytes",
+        "Hexz snapshot, {what}, {compression}{encrypted}{thin}{signed}, stored in {stored} bytes",
         compression = header.compression.name(),
         stored = structure.file_bytes(),
     )

@@ -64,12 +64,12 @@ impl File {
         if let Some(index) = &*index {
             return Ok(Arc::clone(index));
         }
-        let built = Arc::new(self.build_hash_index()?);
+        let built = Arc::new(self.build_hash_index(BLOCKS_MAX)?);
         *index = Some(Arc::clone(&built));
         Ok(built)
     }
 
-    fn build_hash_index(&self) -> Result<HashIndex, Error> {
+    fn build_hash_index(&self, blocks_max: u64) -> Result<HashIndex, Error> {
         let structure = self.structure();
         let (family, bounds) = (structure.family(), structure.entry_bounds());
         let pages = || {
@@ -80,8 +80,8 @@ impl File {
         };
         let blocks = pages().map(|(.., record)| record.entries(family));
         let blocks = blocks.fold(0_u64, u64::saturating_add);
-        if blocks > BLOCKS_MAX {
-            let limit = BLOCKS_MAX;
+        if blocks > blocks_max {
+            let limit = blocks_max;
             return Err(structure.error(ErrorKind::TooManyBlocks { blocks, limit }));
         }
         let mut indexed = Vec::with_capacity(usize::try_from(blocks).unwrap_or(0));
@@ -106,5 +106,50 @@ impl File {
         indexed.sort_unstable();
         indexed.dedup_by_key(|indexed| indexed.prefix);
         Ok(HashIndex(indexed.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn file(name: &str) -> Arc<File> {
+        File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap()
+    }
+
+    #[test]
+    fn every_data_block_of_both_streams_is_found_by_its_hash_and_length_only() {
+        let file = file("v082-lz4-aux.hxz");
+        let mut streams = Vec::new();
+        for stream in Stream::ALL {
+            for page in 0..file.structure().index().pages(stream).len() {
+                for entry in file.structure().page_entries(stream, page).unwrap().entries {
+                    let length = entry.logical_length;
+                    let found = file.find_hash(&entry.hash, length).unwrap();
+                    if entry.length == 0 {
+                        assert_eq!(found, None);
+                        continue;
+                    }
+                    let (found_in, block) = found.unwrap();
+                    assert_eq!(file.entry_hash(found_in, &block).unwrap(), entry.hash);
+                    assert_eq!(file.find_hash(&entry.hash, length + 1).unwrap(), None);
+                    let mut other = entry.hash;
+                    other[31] ^= 1;
+                    assert_eq!(file.find_hash(&other, length).unwrap(), None);
+                    streams.push(found_in);
+                }
+            }
+        }
+        assert!(streams.contains(&Stream::Main) && streams.contains(&Stream::Auxiliary));
+    }
+
+    #[test]
+    fn a_snapshot_with_more_blocks_than_the_limit_is_not_searched() {
+        let file = file("v082-lz4-default.hxz");
+        assert!(file.build_hash_index(27).is_ok());
+        let error = file.build_hash_index(26).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::TooManyBlocks { blocks: 27, limit: 26 }));
     }
 }

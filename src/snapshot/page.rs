@@ -201,10 +201,11 @@ impl Page {
 
     /// Memory that the page takes, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
+        /// Two counters before each, and the pointer to it.
+        const COUNTERS_BYTES: usize = 3 * size_of::<usize>();
         let entry = size_of::<u64>().saturating_add(size_of::<PackedContents>());
         let entries = self.ends.len().saturating_mul(entry);
-        // Two counters before each, and the pointer to it.
-        let reference = size_of::<Reference>().saturating_add(3 * size_of::<usize>());
+        let reference = size_of::<Reference>().saturating_add(COUNTERS_BYTES);
         let references = self.references.len().saturating_mul(reference);
         let hashes = self.hashes.as_ref().map_or(0, |_| self.ends.len().saturating_mul(32));
         let known = size_of::<Self>().saturating_add(entries);

@@ -8,7 +8,7 @@ use hexz_nbd::snapshot::{File, Stream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::fixtures::{self, Fixture, Kind, sha256};
+use crate::support::fixtures::{self, Fixture, Kind, key_file_options, sha256};
 use crate::support::process::{Client, Output, Process, refused};
 
 /// An export and what every client must read from it.
@@ -24,7 +24,7 @@ struct Expected {
 impl Expected {
     fn new(fixture: &Fixture) -> Self {
         let mut argument = argument(&fixture.file);
-        if is_archive(fixture) {
+        if fixture.is_archive() {
             argument.push_str(",as-raw");
         }
         let (size, sha256, chunk_sha256_64k) = match (&fixture.recoverable_main, &fixture.main) {
@@ -43,7 +43,7 @@ impl Expected {
         let content = fixture.aux.as_ref()?;
         let name = format!("{}-aux", stem(&fixture.file));
         let mut argument = format!("{name}={},stream=aux", argument(&fixture.file));
-        if is_archive(fixture) {
+        if fixture.is_archive() {
             argument.push_str(",as-raw");
         }
         Some(Self {
@@ -65,19 +65,20 @@ impl Expected {
     }
 }
 
-/// Every stream that can be served without keys and parents.
+/// Every stream of every file that a release has made.
 fn expected() -> Vec<Expected> {
     let mut all = Vec::new();
-    for fixture in fixtures::all().iter().filter(|fixture| fixture.is_plain()) {
+    for fixture in fixtures::all().iter().filter(|fixture| fixture.kind == Kind::Valid) {
         all.push(Expected::new(fixture));
         all.extend(Expected::auxiliary(fixture));
     }
-    assert!(all.len() > 40, "{} exports", all.len());
+    assert!(all.len() > 55, "{} exports", all.len());
     all
 }
 
 fn serve(exports: &[Expected]) -> Process {
-    Process::start(exports.iter().map(|export| &export.argument))
+    let arguments = exports.iter().map(|export| export.argument.clone());
+    Process::start(key_file_options().into_iter().chain(arguments))
 }
 
 /// A server with these files of `tests/data`.
@@ -92,10 +93,6 @@ fn argument(file: &str) -> String {
 
 fn stem(file: &str) -> &str {
     file.strip_suffix(".hxz").unwrap()
-}
-
-fn is_archive(fixture: &Fixture) -> bool {
-    matches!(fixture.metadata_kind.as_deref(), Some("file-manifest" | "tar-manifest"))
 }
 
 /// Copies an export into a file of that directory and reads it.
@@ -205,7 +202,8 @@ fn nbdcopy_with_four_connections_and_64_requests_each_reads_the_same() {
 
 #[test]
 fn a_directory_is_served_without_the_files_that_cannot_be() {
-    let server = Process::start([fixtures::path("").to_str().unwrap().replace(',', ",,")]);
+    let directory = fixtures::path("").to_str().unwrap().replace(',', ",,");
+    let server = Process::start(key_file_options().into_iter().chain([directory]));
     let listed = names(&nbdinfo(&["--list", &server.uri("")]));
     let refused: Vec<String> = server
         .log()
@@ -222,8 +220,8 @@ fn a_directory_is_served_without_the_files_that_cannot_be() {
             Some(expect) if expect.open == "may-fail" => {}
             Some(_) => assert!(is_served, "{}", fixture.file),
             None => {
-                let is_image = !is_archive(&fixture) && fixture.recoverable_main.is_none();
-                assert_eq!(is_served, fixture.is_plain() && is_image, "{}", fixture.file);
+                let is_image = !fixture.is_archive() && fixture.recoverable_main.is_none();
+                assert_eq!(is_served, is_image, "{}", fixture.file);
             }
         }
     }
@@ -238,8 +236,8 @@ fn a_file_that_cannot_be_served_ends_the_start_with_one_line_that_names_it() {
     for fixture in fixtures::all() {
         let must_fail = match &fixture.expect {
             Some(expect) => expect.open == "must-fail",
-            // Keys and parents are nothing that this server has.
-            None => !fixture.is_plain(),
+            // Nobody has told the passphrase.
+            None => fixture.encrypted,
         };
         if !must_fail {
             continue;

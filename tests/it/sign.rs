@@ -227,7 +227,7 @@ fn a_thin_snapshot_is_signed_after_its_parents_and_pins_them() {
     assert!(line.contains("v082-thin-base.hxz.manifest: the snapshot is not the one"), "{line}");
     fs::remove_file(place.path(base)).unwrap();
     let line = complaint(place.sign(&[child]));
-    assert!(line.contains("v082-thin-base.hxz is neither beside it nor in"), "{line}");
+    assert!(line.contains("its parent v082-thin-base.hxz is not there"), "{line}");
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn parents_are_found_in_directories_that_are_named_and_by_their_last_part_only()
 fn a_snapshot_that_names_itself_as_its_parent_cannot_be_signed() {
     let place = Place::new(&["h-self-parent.hxz"]);
     let line = complaint(place.sign(&["h-self-parent.hxz"]));
-    assert!(line.contains("names itself as its parent"), "{line}");
+    assert!(line.contains("is the snapshot itself"), "{line}");
 }
 
 #[test]
@@ -279,14 +279,15 @@ fn verify_wants_one_of_the_keys_for_signature_and_manifest() {
     let line = complaint(place.verify(&[name]));
     assert!(line.contains("the master index signature is not valid by any of the keys"), "{line}");
     let line = complaint(place.run(&["verify", "--key", upstream, "--require-manifest", name]));
-    assert!(line.contains("v082-signed.hxz.manifest: there is no manifest"), "{line}");
+    assert!(line.contains("there is no manifest beside it"), "{line}");
 
     // The manifest by one key, the signature by the other.
     place.sign(&["--manifest-only", name]).succeeded();
     place.verify(&["--key", upstream, name]).succeeded();
     let line = complaint(place.run(&["verify", "--key", upstream, name]));
     assert!(line.contains("which is none of those given"), "{line}");
-    complaint(place.verify(&[name]));
+    // It covers what the signature would, and more.
+    place.verify(&[name]).succeeded();
     let (code, _) = refused(&["verify", "--require-manifest", name]);
     assert_eq!(code, 2);
     complaint(place.run(&["verify", "--key", "missing.key", name]));

@@ -25,9 +25,11 @@ fn run(file: &Path, options: &[&str]) -> Output {
 }
 
 #[test]
-fn every_plain_valid_file_is_whole() {
-    for fixture in fixtures::all().iter().filter(|fixture| fixture.is_plain()) {
-        let output = run(&fixture.path(), &[]);
+fn every_valid_file_is_whole() {
+    let keys = fixtures::key_file_options();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    for fixture in fixtures::all().iter().filter(|fixture| fixture.kind == Kind::Valid) {
+        let output = run(&fixture.path(), if fixture.encrypted { &keys } else { &[] });
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{}: {stdout}", fixture.file);
         assert!(stdout.contains(": whole, ") && stdout.lines().count() == 1, "{stdout}");

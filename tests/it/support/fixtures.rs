@@ -1,7 +1,9 @@
 //! Files that releases of Hexz made, and what they must read back to.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use hexz_nbd::snapshot::{Error, File, FileBackend, OpenOptions, Passphrase};
 use serde::Deserialize;
@@ -74,6 +76,11 @@ impl Fixture {
         path(&self.file)
     }
 
+    /// Whether it is of a kind that `inspect` calls an archive.
+    pub(crate) fn is_archive(&self) -> bool {
+        matches!(self.metadata_kind.as_deref(), Some("file-manifest" | "tar-manifest"))
+    }
+
     /// Opens it with its password, and looks for its parents beside it.
     pub(crate) fn open(&self) -> Result<Arc<File>, Error> {
         let passphrases = self.password.as_deref().map(passphrase).into_iter().collect();
@@ -97,6 +104,24 @@ pub(crate) fn all() -> Vec<Fixture> {
         assert_eq!(sha256(&contents), fixture.file_sha256, "{} is damaged", fixture.file);
     }
     manifest.fixtures
+}
+
+/// Options by which the program reads every encrypted fixture.
+pub(crate) fn key_file_options() -> Vec<String> {
+    static FILES: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
+        let passwords: BTreeSet<String> = all().into_iter().filter_map(|f| f.password).collect();
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let mut files = Vec::new();
+        for (number, password) in passwords.iter().enumerate() {
+            let mut file = tempfile::NamedTempFile::new_in(directory).unwrap();
+            file.write_all(password.as_bytes()).unwrap();
+            let path = directory.join(format!("password-{number}"));
+            file.persist(&path).unwrap();
+            files.push(path);
+        }
+        files
+    });
+    FILES.iter().flat_map(|file| ["--key-file".to_owned(), file.display().to_string()]).collect()
 }
 
 /// One fixture.
