@@ -136,3 +136,40 @@ fn directory(path: &Path) -> PathBuf {
 fn failure(path: &Path, error: &io::Error) -> Failure {
     Failure::failed(format!("cannot write {}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_does_not_replace_a_file_that_has_changed_in_the_meantime() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.hxz");
+        let changes: [fn(&Path); 3] = [
+            |path| fs::write(path, "longer than it was").unwrap(),
+            |path| fs::remove_file(path).unwrap(),
+            |path| {
+                let other = path.with_extension("new");
+                fs::write(&other, "first").unwrap();
+                fs::rename(other, path).unwrap();
+            },
+        ];
+        for change in changes {
+            fs::write(&path, "first").unwrap();
+            let copy = copy_of(&path).unwrap();
+            assert_eq!(fs::read(copy.path()).unwrap(), b"first");
+            change(&path);
+            let now = fs::read(&path).ok();
+            let failure = copy.publish(&path).unwrap_err();
+            assert!(failure.to_string().contains("changed while it was signed"), "{failure}");
+            assert_eq!(fs::read(&path).ok(), now);
+        }
+        fs::write(&path, "first").unwrap();
+        let copy = copy_of(&path).unwrap();
+        copy.write_at(0, b"F").unwrap();
+        copy.publish(&path).unwrap();
+        drop(copy);
+        assert_eq!(fs::read(&path).unwrap(), b"First");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
