@@ -555,7 +555,7 @@ fn a_replaced_parent_is_noticed_by_hashes_or_by_its_pin() {
     let mut other = base.clone();
     other.blocks[1] = Piece::Data(noise(77, 4096));
     let path = chain.write("base.hxz", &base);
-    let pieces = blocks.iter().map(|block| Piece::Parent(4096, hash(block))).collect();
+    let pieces: Vec<Piece> = blocks.iter().map(|block| Piece::Parent(4096, hash(block))).collect();
     for variable_blocks in [true, false] {
         let mut refers = child_of(variable_blocks, &pieces);
         refers.parents = vec!["base.hxz".into()];
@@ -568,8 +568,8 @@ fn a_replaced_parent_is_noticed_by_hashes_or_by_its_pin() {
     }
 }
 
-fn child_of(variable_blocks: bool, pieces: &Vec<Piece>) -> Contents {
-    child(variable_blocks, pieces.clone())
+fn child_of(variable_blocks: bool, pieces: &[Piece]) -> Contents {
+    child(variable_blocks, pieces.to_vec())
 }
 
 #[test]
