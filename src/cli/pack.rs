@@ -121,13 +121,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn passphrase(key_file: &[PathBuf]) -> Result<Passphrase, Failure> {
-    passphrases::load(key_file, false)?.into_iter().next().ok_or_else(|| {
+    let passphrase = passphrases::load(key_file, false)?.into_iter().next().ok_or_else(|| {
         Failure::Usage(format!(
             "--encrypt needs a passphrase: name a file that holds it with --key-file, or set the \
              environment variable {}",
             passphrases::VARIABLE
         ))
-    })
+    })?;
+    if !passphrase.is_utf8() {
+        return Err(Failure::failed(
+            "the passphrase is not UTF-8, and Hexz's own tools could not be told it: take another",
+        ));
+    }
+    Ok(passphrase)
 }
 
 /// Equal data makes equal blocks only where both are cut alike.

@@ -43,6 +43,12 @@ impl Passphrase {
     pub fn new(bytes: Zeroizing<Vec<u8>>) -> Option<Self> {
         (!bytes.is_empty()).then_some(Self(bytes))
     }
+
+    /// Whether it is UTF-8. Upstream's tools take no other.
+    #[must_use]
+    pub fn is_utf8(&self) -> bool {
+        std::str::from_utf8(&self.0).is_ok()
+    }
 }
 
 impl fmt::Debug for Passphrase {

@@ -126,6 +126,14 @@ impl Structure {
         })
     }
 
+    /// All pages, with the number of each in its stream.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = (Stream, usize, &PageRecord)> {
+        Stream::ALL.into_iter().flat_map(|stream| {
+            let records = self.index.pages(stream).iter().enumerate();
+            records.map(move |(page, record)| (stream, page, record))
+        })
+    }
+
     /// The entries of one page, exactly as they stand in the file, whether signed or not.
     ///
     /// # Errors

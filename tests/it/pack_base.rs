@@ -407,10 +407,24 @@ fn the_base_is_never_replaced_by_its_child() {
         let output =
             command(thin.directory.path(), &["child.img", out, "--base", "base.hxz", "--force"]);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(stderr, format!("hexz-nbd: {out}: this is the base itself\n"));
+        assert_eq!(
+            stderr,
+            format!("hexz-nbd: {out}: this is the base itself, or a parent of it\n")
+        );
         assert_eq!(output.status.code(), Some(1));
     }
     assert!(fs::read(thin.path("base.hxz")).unwrap() == before);
+    // Nor is what the base needs.
+    for name in ["v082-thin-base.hxz", "v082-thin-child.hxz", "v082-thin-grandchild.hxz"] {
+        fs::copy(fixtures::path(name), thin.path(name)).unwrap();
+    }
+    for out in ["v082-thin-base.hxz", "v082-thin-child.hxz"] {
+        let arguments = ["child.img", out, "--base", "v082-thin-grandchild.hxz", "--force"];
+        let output = command(thin.directory.path(), &arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("a parent of it"), "{out}: {stderr}");
+        assert!(fs::read(thin.path(out)).unwrap() == fs::read(fixtures::path(out)).unwrap());
+    }
 }
 
 #[test]

@@ -274,12 +274,15 @@ fn the_command_does_not_encrypt_without_a_passphrase_and_takes_none_without_encr
     fs::write(scene.path("disk.img"), "image").unwrap();
     scene.key_file("empty", "\n");
     scene.key_file("key", SECRET);
+    scene.key_file("latin1", "");
+    fs::write(scene.path("latin1"), b"Stra\xdfe").unwrap();
     let pack = ["disk.img", "out.hxz"];
     for (options, environment, code, parts) in [
         (&["--encrypt"][..], None, 2, &["--key-file", "HEXZ_NBD_PASSPHRASE"][..]),
         (&["--encrypt"], Some(""), 2, &["HEXZ_NBD_PASSPHRASE", "empty"]),
         (&["--encrypt", "--key-file", "empty"], None, 1, &["empty", "no passphrase"]),
         (&["--encrypt", "--key-file", "missing"], None, 1, &["missing", "No such file"]),
+        (&["--encrypt", "--key-file", "latin1"], None, 1, &["not UTF-8"]),
         (&["--key-file", "key"], None, 2, &["--encrypt"]),
     ] {
         let output = scene.command(&[&pack[..], options].concat(), environment);
@@ -290,7 +293,7 @@ fn the_command_does_not_encrypt_without_a_passphrase_and_takes_none_without_encr
         }
         assert!(!stderr.contains(SECRET));
     }
-    assert_eq!(names(scene.0.path()), ["disk.img", "empty", "key"]);
+    assert_eq!(names(scene.0.path()), ["disk.img", "empty", "key", "latin1"]);
     // What is in the environment encrypts nothing by itself.
     let output = scene.command(&pack, Some(SECRET));
     assert!(output.status.success());

@@ -663,3 +663,20 @@ fn damage_in_a_parent_is_an_error_in_the_child_where_it_is_used() {
     let stdout = String::from_utf8(verified.stdout).unwrap();
     assert!(stdout.starts_with("main 4096+4096: "), "{stdout}");
 }
+
+#[test]
+fn a_snapshot_is_served_as_soon_as_its_parent_is_there() {
+    let chain = Chain::new();
+    let (base, blocks) = parent();
+    let bases = chain.path("bases");
+    fs::create_dir(&bases).unwrap();
+    let child = chain.write("child.hxz", &child_of(true, &[Piece::Parent(4096, hash(&blocks[3]))]));
+    let other = chain.copy("v082-onebyte.hxz");
+    let arguments = [Path::new("--parent-dir"), &bases, &child, &other];
+    let server = Process::start(arguments);
+    server.wait_until(|line| line["error"].to_string().contains("base.hxz is not there"), 1);
+    fs::write(chain.path("new"), base.encode()).unwrap();
+    fs::rename(chain.path("new"), bases.join("base.hxz")).unwrap();
+    server.wait_for("reloaded", 1);
+    assert_eq!(digest(&server, "child"), sha256(&blocks[3]));
+}

@@ -106,7 +106,7 @@ fn check_sizes(structure: &Structure, content: Content) -> Result<(), Error> {
 /// `None` if a data entry has no hash.
 fn leaves_without_hashes(structure: &Structure) -> Result<Option<Vec<Hash>>, Error> {
     let mut leaves = Vec::new();
-    for (stream, page, record) in pages(structure) {
+    for (stream, page, record) in structure.pages() {
         let (bytes, entries) = checked(structure, stream, page, record)?;
         if missing_hash(&entries, structure.entry_bounds()).is_some() {
             return Ok(None);
@@ -127,7 +127,7 @@ fn leaves_with_hashes(
     out.seek(SeekFrom::Start(head_bytes.saturating_add(leaves_bytes)))?;
     let mut blocks = StoredBlocks::new(structure);
     let mut leaves = Vec::new();
-    for (stream, page, record) in pages(structure) {
+    for (stream, page, record) in structure.pages() {
         let (bytes, entries) = checked(structure, stream, page, record)?;
         let mut hashes = Vec::with_capacity(entries.len());
         let mut position = record.start_logical;
@@ -140,13 +140,6 @@ fn leaves_with_hashes(
         leaves.push(leaf(&bytes, &hashes));
     }
     Ok(leaves)
-}
-
-fn pages(structure: &Structure) -> impl Iterator<Item = (Stream, usize, &PageRecord)> {
-    Stream::ALL.into_iter().flat_map(|stream| {
-        let records = structure.index().pages(stream).iter().enumerate();
-        records.map(move |(page, record)| (stream, page, record))
-    })
 }
 
 /// A page whose entries all are such, and which ends where the next one begins. Where the last one

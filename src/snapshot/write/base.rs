@@ -11,13 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::snapshot::chain::{ANCESTORS_MAX, PARENTS_MAX, locate};
 use crate::snapshot::decode::Decoder;
 use crate::snapshot::error::ErrorKind as ReadErrorKind;
 use crate::snapshot::format::header::ChunkingParameters;
 use crate::snapshot::format::index::EntryKind;
 use crate::snapshot::format::{Entry, Family, Stream};
 use crate::snapshot::open;
-use crate::snapshot::storage::FileBackend;
+use crate::snapshot::storage::{FileBackend, StorageBackend as _};
 use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
 use crate::snapshot::write::cut::{BlockSize, Chunking, Cut};
 use crate::snapshot::write::destination;
@@ -39,6 +40,8 @@ pub struct Base {
     metadata: Metadata,
     /// Where it really lies.
     canonical: String,
+    /// The files above it, as far as they are there.
+    ancestors: Vec<Metadata>,
     blocks: Blocks,
     damaged: AtomicU64,
 }
@@ -77,11 +80,13 @@ impl Base {
         if structure.family() == Family::A {
             return Err(ErrorKind::BaseWithoutHashes);
         }
+        let ancestors = ancestors(&structure);
         let decompressor =
             open::decompressor(&structure).map_err(|error| ErrorKind::Base(error.kind))?;
         let decoder = Decoder::new(decompressor, None);
         let blocks = Blocks::of(&structure, BLOCKS_MAX)?;
-        Ok(Self { structure, decoder, metadata, canonical, blocks, damaged: AtomicU64::new(0) })
+        let damaged = AtomicU64::new(0);
+        Ok(Self { structure, decoder, metadata, canonical, ancestors, blocks, damaged })
     }
 
     /// How the base is cut, so that equal data makes equal blocks. Releases 0.6 and 0.7 cut by
@@ -139,9 +144,10 @@ impl Base {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Whether this is the base, whatever the path says.
-    pub(super) fn is(&self, other: &Metadata) -> bool {
-        (self.metadata.dev(), self.metadata.ino()) == (other.dev(), other.ino())
+    /// Whether this is the base, or a snapshot above it, whatever the path says.
+    pub(super) fn needs(&self, other: &Metadata) -> bool {
+        let mut needed = self.ancestors.iter().chain([&self.metadata]);
+        needed.any(|needed| (needed.dev(), needed.ino()) == (other.dev(), other.ino()))
     }
 
     /// Whether the base has a block of exactly these bytes. A hash in an index is only a claim:
@@ -178,6 +184,27 @@ impl Base {
     pub(super) fn error(&self, kind: ErrorKind) -> Error {
         Error { file: self.structure.name().to_owned(), kind }
     }
+}
+
+/// What stands above a snapshot, as far as it lies beside it: it must not be replaced. What cannot
+/// be found or read is left out, since nothing of it is needed here.
+fn ancestors(base: &Structure) -> Vec<Metadata> {
+    let parents = |child: &Structure| {
+        let recorded = child.header().parents.iter().take(PARENTS_MAX);
+        let found = recorded.filter_map(|recorded| locate(child, recorded, &[]).ok());
+        found.collect::<Vec<_>>()
+    };
+    let (mut found, mut next) = (Vec::new(), parents(base));
+    while let Some(file) = next.pop() {
+        if found.len() >= ANCESTORS_MAX {
+            break;
+        }
+        found.extend(fs::metadata(file.name()).ok());
+        if let Ok(structure) = Structure::read(Arc::new(file), BLOCK_BYTES_MAX_DEFAULT) {
+            next.extend(parents(&structure));
+        }
+    }
+    found
 }
 
 /// Where the base stores which bytes.

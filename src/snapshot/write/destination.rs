@@ -22,7 +22,7 @@ pub(super) fn check(
         if source.is(&existing) {
             return Err(ErrorKind::SameFile);
         }
-        if base.is_some_and(|base| base.is(&existing)) {
+        if base.is_some_and(|base| base.needs(&existing)) {
             return Err(ErrorKind::SameAsBase);
         }
     }

@@ -86,8 +86,8 @@ pub enum ErrorKind {
         /// The largest.
         limit: u32,
     },
-    /// The snapshot would replace the base, and then refer to itself.
-    #[error("this is the base itself")]
+    /// The snapshot would replace its base, or what that needs itself.
+    #[error("this is the base itself, or a parent of it")]
     SameAsBase,
     /// There is such a file, and it is not to be replaced.
     #[error("the file exists")]
