@@ -6,13 +6,14 @@
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
 //!           ├────→ nbd ←──────┘ (export only)
-//!           └────→ tls
+//!           └────→ tls, metrics
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.
 //! * [`nbd`] is the protocol: bytes and decisions, no I/O.
 //! * [`export`] is a snapshot under a name.
 //! * [`tls`] is who is on the other end, and what they may open.
+//! * [`metrics`] counts.
 //! * [`server`] has the sockets, and is the only place that waits.
 //! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
@@ -34,6 +35,7 @@
 
 pub mod cli;
 pub mod export;
+pub mod metrics;
 pub mod nbd;
 pub mod server;
 pub mod snapshot;

@@ -14,8 +14,8 @@ use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
 use crate::cli::reading::{CheckChoice, ReadingSettings, parse_digest};
 use crate::cli::settings::{
-    AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
-    TlsSettings,
+    AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, StatusSettings,
+    TlsChoice, TlsSettings,
 };
 use crate::cli::size::ByteSize;
 use crate::export::RoundUp;
@@ -55,6 +55,7 @@ impl ConfigFile {
 struct Document {
     listen: Vec<String>,
     unix: Vec<PathBuf>,
+    status_listen: Option<String>,
     default_export: Option<String>,
     key_file: Vec<PathBuf>,
     parent_dir: Vec<PathBuf>,
@@ -217,6 +218,7 @@ impl Document {
         let settings = Settings {
             default_export: self.default_export,
             listen: ListenSettings { listen: self.listen, unix: paths(self.unix) },
+            status: StatusSettings { status_listen: self.status_listen },
             tls: TlsSettings {
                 tls: self.tls.mode,
                 tls_cert: self.tls.cert.map(path),
@@ -289,6 +291,7 @@ mod tests {
             r#"
             listen = ["0.0.0.0:10809"]
             default_export = "root"
+            status_listen = "127.0.0.1:9809"
             cache_size = "1GiB"
             negotiation_timeout = "5s"
             idle_timeout = "1h"
@@ -327,6 +330,7 @@ mod tests {
         .unwrap();
         let settings = file.settings;
         assert_eq!(settings.listen.listen, ["0.0.0.0:10809"]);
+        assert_eq!(settings.status.status_listen.as_deref(), Some("127.0.0.1:9809"));
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));

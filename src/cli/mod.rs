@@ -20,6 +20,7 @@ mod progress;
 mod reading;
 mod report;
 mod serve;
+mod service_manager;
 mod settings;
 mod sign;
 mod signatures;

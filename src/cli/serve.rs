@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
@@ -17,6 +18,7 @@ use crate::cli::exports::{Exports, Opened};
 use crate::cli::key_files::read_verify_keys;
 use crate::cli::logging;
 use crate::cli::passphrases;
+use crate::cli::service_manager;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
@@ -24,6 +26,7 @@ use crate::cli::uri::uri;
 use crate::export::RoundUp;
 use crate::server::activation::{self, HandedOver};
 use crate::server::reload::{Built, Seen};
+use crate::server::status_listener::{StatusError, StatusListener};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
 use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
@@ -78,9 +81,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         Vec::new()
     };
-    let server = ServerSettings::new(&settings)?;
     let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
-    let exports = Mutex::new(Exports::new(Arc::new(Cache::new(cache_bytes))));
+    let cache = Arc::new(Cache::new(cache_bytes));
+    let server = ServerSettings::new(&settings, &cache)?;
+    let exports = Mutex::new(Exports::new(cache));
     let build = move || {
         let mut exports = exports.lock().unwrap_or_else(PoisonError::into_inner);
         build(&arguments, &mut exports)
@@ -159,19 +163,19 @@ pub(crate) fn endpoints(settings: &ListenSettings) -> Result<Vec<Endpoint>, Fail
     let default = settings.listen.is_empty() && settings.unix.is_empty();
     let default = default.then_some(DEFAULT_LISTEN);
     for text in settings.listen.iter().map(String::as_str).chain(default) {
-        endpoints.extend(resolve(text)?.into_iter().map(Endpoint::Tcp));
+        endpoints.extend(resolve("--listen", text)?.into_iter().map(Endpoint::Tcp));
     }
     endpoints.extend(settings.unix.iter().cloned().map(Endpoint::Unix));
     Ok(endpoints)
 }
 
-fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
+fn resolve(flag: &str, text: &str) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = text.parse() {
         return Ok(vec![address]);
     }
     text.to_socket_addrs().map(Iterator::collect).map_err(|error| {
         Failure::Usage(format!(
-            "--listen {text}: {error}; expected ADDRESS:PORT, such as 127.0.0.1:10809 or \
+            "{flag} {text}: {error}; expected ADDRESS:PORT, such as 127.0.0.1:10809 or \
              [::1]:10809"
         ))
     })
@@ -189,10 +193,18 @@ pub(crate) struct Sockets {
 pub(crate) struct ServerSettings {
     limits: Limits,
     insecure: Insecure,
+    status: Option<StatusPlace>,
+}
+
+/// Where the status is shown, and the cache that it tells of.
+#[derive(Debug)]
+struct StatusPlace {
+    addresses: Vec<SocketAddr>,
+    cache: Arc<Cache>,
 }
 
 impl ServerSettings {
-    fn new(settings: &Settings) -> Result<Self, Failure> {
+    fn new(settings: &Settings, cache: &Arc<Cache>) -> Result<Self, Failure> {
         let default = Limits::default();
         let LimitSettings {
             cache_size: _,
@@ -246,7 +258,14 @@ impl ServerSettings {
             plaintext: settings.insecure.insecure_allow_plaintext,
             anonymous: settings.insecure.insecure_allow_anonymous,
         };
-        Ok(Self { limits, insecure })
+        let status = match &settings.status.status_listen {
+            Some(text) => {
+                let addresses = resolve("--status-listen", text)?;
+                Some(StatusPlace { addresses, cache: Arc::clone(cache) })
+            }
+            None => None,
+        };
+        Ok(Self { limits, insecure, status })
     }
 }
 
@@ -270,6 +289,26 @@ pub(crate) fn run_server(
     outcome
 }
 
+/// The status is seen from before the first client to after the last.
+async fn status_listeners(
+    server: &Server,
+    status: Option<StatusPlace>,
+) -> Result<Vec<StatusListener>, Failure> {
+    let mut listeners = Vec::new();
+    if let Some(StatusPlace { addresses, cache }) = status {
+        let observer = server.observer(cache);
+        for address in addresses {
+            listeners.push(match StatusListener::bind(address, observer.clone()).await {
+                Err(error @ StatusError::Exposed(_)) => {
+                    return Err(Failure::Usage(error.to_string()));
+                }
+                bound => bound?,
+            });
+        }
+    }
+    Ok(listeners)
+}
+
 async fn serve(
     Sockets { handed_over, endpoints }: Sockets,
     settings: ServerSettings,
@@ -287,13 +326,18 @@ async fn serve(
     let Built { policy, files, exports } = build()?;
     let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
-    let ServerSettings { limits, insecure } = settings;
+    let ServerSettings { limits, insecure, status } = settings;
     let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
     let server = match bound {
         Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
+    let mut showing_status = JoinSet::new();
+    for listener in status_listeners(&server, status).await? {
+        tracing::info!(address = %listener.address()?, "showing the status");
+        showing_status.spawn(listener.run());
+    }
     announce(&endpoints)?;
     for export in catalogue.iter() {
         let info = export.info();
@@ -311,18 +355,32 @@ async fn serve(
     for endpoint in &endpoints {
         tracing::info!(%endpoint, "listening");
     }
-    let rebuild = move || build().map_err(|failure| failure.to_string().into());
+    let serving = move |exports: usize| format!("serving {exports} exports");
+    let serving_now = serving(catalogue.iter().count());
+    let rebuild = move || {
+        service_manager::reloading();
+        let built = build();
+        match &built {
+            Ok(built) => service_manager::ready(&serving(built.policy.catalogue.iter().count())),
+            Err(_) => service_manager::ready("the last reload failed, see the log"),
+        }
+        built.map_err(|failure| failure.to_string().into())
+    };
     let mut reloading = std::pin::pin!(server.reloader().run(hang_up, seen, rebuild));
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
+    let mut watchdog = std::pin::pin!(service_manager::keep_watchdog_fed());
+    service_manager::ready(&serving_now);
     for what in ["stopping: clients get what they asked for", "stopping at once"] {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),
             () = &mut reloading => {}
+            () = &mut watchdog => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("{what}");
+        service_manager::stopping();
         stop.cancel();
     }
     Err(Failure::failed("stopped by a second signal before every client was answered"))

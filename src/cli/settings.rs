@@ -32,6 +32,19 @@ pub(crate) struct ListenSettings {
     pub(crate) unix: Vec<PathBuf>,
 }
 
+/// Who is told how the server is.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[group(skip)]
+pub(crate) struct StatusSettings {
+    /// Address and port of the status: /metrics for Prometheus, /healthz, /readyz, /status.json
+    ///
+    /// Plain HTTP on loopback, such as `127.0.0.1:9809`. What other hosts can reach is HTTPS with
+    /// client certificates, with the certificate and the client CA of NBD, unless
+    /// --insecure-allow-plaintext is given.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) status_listen: Option<String>,
+}
+
 /// Certificates, and what is done without them.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 #[group(skip)]
@@ -167,7 +180,7 @@ pub(crate) struct LimitSettings {
 #[group(skip)]
 #[command(next_help_heading = "Insecure")]
 pub(crate) struct InsecureSettings {
-    /// Serve without TLS on addresses that other hosts can reach
+    /// Serve without TLS on addresses that other hosts can reach, and show them the status
     #[arg(long)]
     pub(crate) insecure_allow_plaintext: bool,
 
@@ -190,6 +203,9 @@ pub(crate) struct Settings {
 
     #[command(flatten)]
     pub(crate) listen: ListenSettings,
+
+    #[command(flatten)]
+    pub(crate) status: StatusSettings,
 
     #[command(flatten)]
     pub(crate) tls: TlsSettings,
@@ -224,6 +240,9 @@ impl Settings {
         Self {
             default_export: self.default_export.or(other.default_export),
             listen: if listens { self.listen } else { other.listen },
+            status: StatusSettings {
+                status_listen: self.status.status_listen.or(other.status.status_listen),
+            },
             tls: TlsSettings {
                 tls: tls.tls.or(other_tls.tls),
                 tls_cert: cert,

@@ -4,6 +4,7 @@
 use bytes::{Buf, BytesMut};
 
 use crate::nbd::block_status::{Described, is_sound, push_status};
+use crate::nbd::error_counts::ErrorCounts;
 use crate::nbd::chunks::{push_content, push_done, push_error, push_whole};
 use crate::nbd::limits::{EXTENTS_MAX, PART_BYTES, PARTS_AHEAD_BYTES, PREFETCH_BYTES_MAX};
 use crate::nbd::parts::{End, InParts, Part};
@@ -44,6 +45,33 @@ pub struct Served {
     pub reads: u64,
     /// Bytes of all of them together.
     pub read_bytes: u64,
+    /// Number of requests to load bytes.
+    pub loads: u64,
+    /// Number of questions about extents.
+    pub statuses: u64,
+    /// Number of flushes.
+    pub flushes: u64,
+    /// Number of requests that were refused.
+    pub refused: u64,
+    /// Errors that were answered, refusals among them.
+    pub errors: ErrorCounts,
+}
+
+impl Served {
+    fn count(&mut self, action: &Action) {
+        let counter = match action {
+            Action::Read { length, .. } => {
+                self.read_bytes = self.read_bytes.saturating_add(u64::from(*length));
+                &mut self.reads
+            }
+            Action::Load { .. } => &mut self.loads,
+            Action::Status(_) | Action::FilteredStatus { .. } => &mut self.statuses,
+            Action::Flush => &mut self.flushes,
+            Action::Refuse(_) | Action::PassOver { .. } => &mut self.refused,
+            Action::Disconnect | Action::HangUp => return,
+        };
+        *counter = counter.saturating_add(1);
+    }
 }
 
 /// A refused request whose payload is on its way. It is answered when that has passed: some clients
@@ -250,7 +278,7 @@ impl Transmission {
     /// What was accepted until now.
     #[must_use]
     pub fn served(&self) -> Served {
-        self.served
+        Served { errors: self.outbox.errors(), ..self.served }
     }
 
     /// Whether everything that was accepted is answered and sent.
@@ -269,10 +297,7 @@ impl Transmission {
     fn accept(&mut self, request: &Request, action: Action) -> Result<Option<Work>, Violation> {
         let replies = self.terms.replies;
         let to = ReplyTo { cookie: request.cookie, offset: request.offset, replies };
-        if let Action::Read { length, .. } = action {
-            self.served.reads = self.served.reads.saturating_add(1);
-            self.served.read_bytes = self.served.read_bytes.saturating_add(u64::from(length));
-        }
+        self.served.count(&action);
         match action {
             Action::Read { length, fragments, .. } if length > PART_BYTES => {
                 self.in_parts = Some(InParts::of_read(to, length, fragments));

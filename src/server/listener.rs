@@ -130,10 +130,12 @@ impl Listener {
             let Ok(slot) = Arc::clone(&shared.connections).acquire_owned().await else {
                 return Ok(());
             };
+            shared.metrics.accepted();
             let for_task = Arc::clone(&shared);
             match accepted {
                 Accepted::Tcp(stream, peer) => {
                     let Some(address_slot) = shared.addresses.admit(peer.ip()) else {
+                        shared.metrics.refused("address_limit");
                         tracing::info!(%peer, "turned away: too many connections of one address");
                         continue;
                     };

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub(crate) mod budget;
+pub(crate) mod connection_id;
 pub(crate) mod inflight;
 pub mod listener;
 pub(crate) mod offer;
@@ -10,6 +11,8 @@ pub mod policy;
 pub mod reload;
 pub(crate) mod session;
 pub(crate) mod shutdown;
+pub mod status;
+pub mod status_listener;
 pub(crate) mod transmit;
 pub(crate) mod upgrade;
 
@@ -25,14 +28,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::export::Catalogue;
+use crate::metrics::Metrics;
 use crate::nbd::limits::OWED_BYTES_MAX;
 use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
 use crate::server::session::Peer;
+use crate::server::status::Observer;
 use crate::server::upgrade::Turns;
-use crate::snapshot::File;
+use crate::snapshot::{Cache, File};
 
 pub use self::listener::Endpoint;
 pub use self::policy::{Access, ExportAccess, Policy, Tls, TlsMode};
@@ -175,6 +180,7 @@ pub(crate) struct Shared {
     pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
     pub(crate) decoders: Arc<Semaphore>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     /// No new clients and requests; what was accepted is answered.
     pub(crate) stop: CancellationToken,
@@ -259,6 +265,7 @@ impl Server {
             turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,
+            metrics: Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -275,6 +282,12 @@ impl Server {
     #[must_use]
     pub fn streams(&self) -> Streams {
         Streams { shared: Arc::clone(&self.shared) }
+    }
+
+    /// What tells others how the server is. `cache` is the one of its snapshots.
+    #[must_use]
+    pub fn observer(&self, cache: Arc<Cache>) -> Observer {
+        Observer::new(Arc::clone(&self.shared), cache)
     }
 
     /// What can replace the policy while the server runs.

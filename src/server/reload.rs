@@ -157,8 +157,12 @@ impl Reloader {
                 Err(error) => Err(error.into()),
             };
             match replaced {
-                Ok(()) => tracing::info!(why, "reloaded"),
+                Ok(()) => {
+                    self.shared.metrics.reloaded(true);
+                    tracing::info!(why, "reloaded");
+                }
                 Err(error) => {
+                    self.shared.metrics.reloaded(false);
                     tracing::error!(why, %error, "not reloaded: what was in force stays in force");
                 }
             }

@@ -11,12 +11,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
+use tracing::Instrument as _;
 
 use crate::export::Export;
+use crate::metrics::{Connected, State};
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::{self, Ending, Served};
 use crate::nbd::{Channel, Entered, ExportDirectory, Negotiation, Outbox, Progress, Upgrade};
 use crate::server::Shared;
+use crate::server::connection_id::ConnectionId;
 use crate::server::offer::Offer;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
 use crate::server::transmit::transmit;
@@ -108,6 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// One client, from the greeting to the last reply.
 #[derive(Debug)]
 struct Session<'a> {
+    id: ConnectionId,
     peer: Peer,
     shared: &'a Shared,
     /// What was in force when the client came.
@@ -115,6 +119,8 @@ struct Session<'a> {
     /// When an export must have been chosen.
     deadline: Instant,
     served: Served,
+    /// How far it is, for the metrics.
+    counted: Connected,
 }
 
 /// Where a negotiation leads.
@@ -138,16 +144,23 @@ pub(crate) async fn serve_unix(stream: UnixStream, shared: &Shared) {
 
 /// Whatever the client does, it ends here.
 pub(crate) async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
+    let id = ConnectionId::next();
+    let span = tracing::info_span!("connection", %id);
+    serve_as(id, stream, peer, shared).instrument(span).await;
+}
+
+async fn serve_as(id: ConnectionId, stream: impl Stream, peer: Peer, shared: &Shared) {
     let began = Instant::now();
     let policy = Arc::clone(&shared.policy.borrow());
     let deadline = began + shared.limits.negotiation_timeout;
     let served = Served::default();
-    let mut session = Session { peer, shared, policy, deadline, served };
+    let counted = shared.metrics.connection(State::negotiation);
+    let mut session = Session { id, peer, shared, policy, deadline, served, counted };
     let outcome = tokio::select! {
         outcome = session.in_plaintext(stream) => outcome,
         () = shared.cut.cancelled() => Ok("cut by shutdown"),
     };
-    let Served { reads, read_bytes } = session.served;
+    let Served { reads, read_bytes, .. } = session.served;
     let seconds = began.elapsed().as_secs_f64();
     match outcome {
         Ok(ending) => tracing::info!(%peer, reads, read_bytes, seconds, ending, "closed"),
@@ -209,10 +222,21 @@ impl<'a> Session<'a> {
         let config = tls.config.server();
         let handshake = upgrade::to_tls(stream, unread, config, &self.shared.turns);
         let deadline = self.deadline.min(Instant::now() + self.shared.limits.handshake_timeout);
-        let mut stream = self
-            .until_stopped(timeout_at(deadline, handshake))
-            .await?
-            .map_err(|_| SessionError::HandshakeTimeout)??;
+        let handshake = self.until_stopped(timeout_at(deadline, handshake)).await?;
+        let mut stream = match handshake {
+            Ok(Ok(stream)) => {
+                self.shared.metrics.handshake(None);
+                stream
+            }
+            Ok(Err(error)) => {
+                self.shared.metrics.handshake(Some(error.reason()));
+                return Err(error.into());
+            }
+            Err(_) => {
+                self.shared.metrics.handshake(Some("timeout"));
+                return Err(SessionError::HandshakeTimeout);
+            }
+        };
         let outcome = self.in_tls_from_nothing(&mut stream, upgrade).await;
         hang_up(&mut stream).await;
         outcome
@@ -306,12 +330,13 @@ impl<'a> Session<'a> {
         shown: Shown,
     ) -> Result<&'static str, SessionError> {
         let shared = self.shared;
+        self.counted = shared.metrics.connection(State::transmission);
         let withdrawn = shared.until_withdrawn(shown, entered.export.info().name.clone());
         let ending = tokio::select! {
             // First: what was allowed when the client came may not be any more.
             biased;
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
-            ending = transmit(stream, input, outbox, entered, shared, &mut self.served) => ending?,
+            ending = transmit(stream, input, outbox, entered, shared, self.id, &mut self.served) => ending?,
         };
         Ok(match ending {
             Ending::Disconnected => "disconnected by the client",

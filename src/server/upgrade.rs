@@ -25,6 +25,16 @@ pub(crate) enum UpgradeError {
     Handshake(HandshakeFailure),
 }
 
+impl UpgradeError {
+    /// A word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::PlaintextAfterStartTls { .. } => "plaintext_after_starttls",
+            Self::Handshake(failure) => failure.cause.reason(),
+        }
+    }
+}
+
 /// Shakes hands with a client that was told to begin. `unread` is what it had sent before.
 pub(crate) async fn to_tls<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::sync::Cache as QuickCache;
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 
 use crate::snapshot::format::Stream;
 use crate::snapshot::page::Page;
@@ -28,8 +28,39 @@ const SHARDS_MAX: u64 = 64;
 /// that one fetch.
 #[derive(Debug)]
 pub struct Cache {
-    blocks: QuickCache<BlockKey, Bytes, Weigh>,
-    pages: QuickCache<PageKey, Arc<Page>, Weigh>,
+    blocks: Bounded<BlockKey, Bytes>,
+    pages: Bounded<PageKey, Arc<Page>>,
+    capacity_bytes: u64,
+    evictions: Arc<AtomicU64>,
+}
+
+type Bounded<K, V> = QuickCache<K, V, Weigh, DefaultHashBuilder, Evictions>;
+
+/// How the cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// What it holds now, in bytes.
+    pub used_bytes: u64,
+    /// What it may hold, in bytes.
+    pub capacity_bytes: u64,
+    /// Blocks and index pages that were asked for and there.
+    pub hits: u64,
+    /// Those that were not there.
+    pub misses: u64,
+    /// Those that made room for others.
+    pub evictions: u64,
+}
+
+/// Counts what makes room.
+#[derive(Debug, Clone)]
+struct Evictions(Arc<AtomicU64>);
+
+impl<K, V> Lifecycle<K, V> for Evictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: K, _: V) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Where a stored block lies, so that deduplicated blocks share an entry. All that decides what
@@ -85,9 +116,24 @@ impl Cache {
     #[must_use]
     pub fn new(capacity_bytes: u64) -> Self {
         let pages = capacity_bytes / PAGES_SHARE;
+        let evictions = Arc::new(AtomicU64::new(0));
         Self {
-            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024),
-            pages: bounded(pages, 64 * 1024),
+            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024, &evictions),
+            pages: bounded(pages, 64 * 1024, &evictions),
+            capacity_bytes,
+            evictions,
+        }
+    }
+
+    /// How it is used.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            used_bytes: self.used_bytes(),
+            capacity_bytes: self.capacity_bytes,
+            hits: self.blocks.hits().saturating_add(self.pages.hits()),
+            misses: self.blocks.misses().saturating_add(self.pages.misses()),
+            evictions: self.evictions.load(Ordering::Relaxed),
         }
     }
 
@@ -124,7 +170,11 @@ impl Cache {
     }
 }
 
-fn bounded<K, V>(capacity_bytes: u64, typical_bytes: u64) -> QuickCache<K, V, Weigh>
+fn bounded<K, V>(
+    capacity_bytes: u64,
+    typical_bytes: u64,
+    evictions: &Arc<AtomicU64>,
+) -> Bounded<K, V>
 where
     K: Eq + std::hash::Hash + Clone,
     V: Clone,
@@ -143,7 +193,7 @@ where
         options,
         Weigh,
         DefaultHashBuilder::default(),
-        DefaultLifecycle::default(),
+        Evictions(Arc::clone(evictions)),
     )
 }
 
@@ -172,6 +222,19 @@ mod tests {
             assert!(cache.used_bytes() <= 8 << 20, "{block_bytes}: {}", cache.used_bytes());
             assert!(cache.used_bytes() > 3 << 20, "{block_bytes}: {}", cache.used_bytes());
         }
+    }
+
+    #[test]
+    fn what_is_found_what_is_not_and_what_makes_room_is_counted() {
+        let cache = Cache::new(8 << 20);
+        fill(&cache, 10, 65_536);
+        assert!(cache.block(&key(3)).is_some());
+        assert!(cache.block(&key(99)).is_none());
+        let statistics = cache.statistics();
+        assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (1, 11, 0));
+        assert_eq!(statistics.capacity_bytes, 8 << 20);
+        fill(&cache, 1000, 65_536);
+        assert!(cache.statistics().evictions > 800, "{:?}", cache.statistics());
     }
 
     #[test]

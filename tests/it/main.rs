@@ -42,6 +42,7 @@ mod sign;
 mod signatures;
 mod simulation;
 mod starttls;
+mod status;
 mod structured;
 mod support;
 mod thin;

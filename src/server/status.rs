@@ -1,0 +1,215 @@
+//! How the server is, over HTTP: for Prometheus, for whoever balances load, and for people.
+//!
+//! Its listener is its own, so that nobody who asks how the server is takes a client's place. What
+//! it tells is what an operator may know: names of exports, numbers, dates; no identity of a client.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use rustls::ServerConfig;
+use serde::Serialize;
+
+use crate::metrics::{CertificateExpiry, Metrics, Observed};
+use crate::server::Shared;
+use crate::snapshot::Cache;
+use crate::tls::Expiring;
+
+/// Looks at a server that runs, or has not begun.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    pub(crate) shared: Arc<Shared>,
+    cache: Arc<Cache>,
+}
+
+/// The state in a form that machines read. The names are those of the JSON and stay as they are.
+#[derive(Debug, Serialize)]
+struct Status {
+    version: &'static str,
+    /// Whether clients are to come.
+    ready: bool,
+    /// Whether the server is stopping.
+    draining: bool,
+    exports: Vec<ExportStatus>,
+    /// Names whose snapshot cannot be opened.
+    broken_exports: Vec<String>,
+    connections: usize,
+    connections_max: usize,
+    cache: CacheStatus,
+    inflight_bytes: u64,
+    expiries: Vec<ExpiryStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ExportStatus {
+    name: String,
+    size_bytes: u64,
+    description: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CacheStatus {
+    bytes: u64,
+    capacity_bytes: u64,
+    hits: u64,
+    misses: u64,
+    evictions: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ExpiryStatus {
+    what: &'static str,
+    name: String,
+    unix_seconds: i64,
+}
+
+impl Observer {
+    pub(crate) fn new(shared: Arc<Shared>, cache: Arc<Cache>) -> Self {
+        Self { shared, cache }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Whether clients are to come: not while the server stops, nor without a single export.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.shared.stop.is_cancelled() && !self.shared.policy.borrow().catalogue.is_empty()
+    }
+
+    /// Whether NBD is spoken over TLS with client certificates only.
+    pub(crate) fn asks_for_certificates(&self) -> bool {
+        let policy = self.shared.policy.borrow();
+        policy.tls.as_ref().is_some_and(|tls| tls.config.requires_client_certificate())
+    }
+
+    /// The TLS configuration in force, if it asks for client certificates.
+    pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let policy = self.shared.policy.borrow();
+        let tls = policy.tls.as_ref().filter(|tls| tls.config.requires_client_certificate())?;
+        Some(tls.config.server())
+    }
+
+    fn observed(&self) -> Observed {
+        let policy = Arc::clone(&self.shared.policy.borrow());
+        let expiries = policy.tls.as_ref().map_or(&[][..], |tls| tls.config.expiries());
+        let of = |what| expiries.iter().filter(move |expiry| expiry.what == what);
+        let certificates = [(Expiring::Server, "server"), (Expiring::ClientCa, "client_ca")];
+        let statistics = self.cache.statistics();
+        Observed {
+            cache_bytes: statistics.used_bytes,
+            cache_capacity_bytes: statistics.capacity_bytes,
+            cache_hits: statistics.hits,
+            cache_misses: statistics.misses,
+            cache_evictions: statistics.evictions,
+            inflight_bytes: self.shared.inflight.granted_bytes(),
+            exports_served: policy.catalogue.iter().count() as u64,
+            exports_broken: policy.catalogue.broken().count() as u64,
+            certificates: certificates
+                .into_iter()
+                .flat_map(|(what, role)| {
+                    of(what).map(move |expiry| CertificateExpiry {
+                        role,
+                        subject: expiry.name.clone(),
+                        unix_seconds: expiry.unix_seconds,
+                    })
+                })
+                .collect(),
+            crls: of(Expiring::RevocationList)
+                .map(|expiry| (expiry.name.clone(), expiry.unix_seconds))
+                .collect(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let policy = Arc::clone(&self.shared.policy.borrow());
+        let observed = self.observed();
+        let connections_max = self.shared.limits.connections_max.get();
+        let exports = policy.catalogue.iter().map(|export| {
+            let info = export.info();
+            let (name, description) = (info.name.clone(), info.description.clone());
+            ExportStatus { name, size_bytes: info.size_bytes, description }
+        });
+        let expiries = policy.tls.as_ref().map_or(&[][..], |tls| tls.config.expiries());
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.is_ready(),
+            draining: self.shared.stop.is_cancelled(),
+            exports: exports.collect(),
+            broken_exports: policy.catalogue.broken().map(str::to_owned).collect(),
+            connections: connections_max
+                .saturating_sub(self.shared.connections.available_permits()),
+            connections_max,
+            cache: CacheStatus {
+                bytes: observed.cache_bytes,
+                capacity_bytes: observed.cache_capacity_bytes,
+                hits: observed.cache_hits,
+                misses: observed.cache_misses,
+                evictions: observed.cache_evictions,
+            },
+            inflight_bytes: observed.inflight_bytes,
+            expiries: expiries
+                .iter()
+                .map(|expiry| ExpiryStatus {
+                    what: match expiry.what {
+                        Expiring::Server => "server",
+                        Expiring::ClientCa => "client_ca",
+                        Expiring::RevocationList => "revocation_list",
+                    },
+                    name: expiry.name.clone(),
+                    unix_seconds: expiry.unix_seconds,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Everything that can be asked.
+pub(crate) fn router(observer: Observer) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/status.json", get(|State(observer): State<Observer>| async move {
+            Json(observer.status())
+        }))
+        .layer(axum::middleware::map_response(with_headers))
+        .with_state(observer)
+}
+
+async fn metrics(State(observer): State<Observer>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match observer.metrics().render(&observer.observed()) {
+        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn ready(State(observer): State<Observer>) -> (StatusCode, &'static str) {
+    if observer.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: stopping, or there is no export\n")
+    }
+}
+
+/// Nothing of this is for other pages, for frames or for caches.
+async fn with_headers(mut response: Response) -> Response {
+    const HEADERS: [(HeaderName, &str); 5] = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ];
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}

@@ -1,0 +1,372 @@
+//! The status over HTTP: its numbers are those of what clients really did, and it is shown to
+//! nobody who should not see it.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::client::Client as NbdClient;
+use crate::support::fixtures;
+use crate::support::pki::{Maker, Pki, text};
+use crate::support::process::{Client, HEXZ_NBD, Process, refused};
+
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const FLUSH: u16 = 3;
+const EPERM: u32 = 1;
+const EINVAL: u32 = 22;
+
+/// A server whose status is shown on a port of its own.
+struct Watched {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Watched {
+    fn start(arguments: &[&str]) -> Self {
+        let process = Process::start(["--status-listen", "127.0.0.1:0"].iter().chain(arguments));
+        let address = process.log().iter().find_map(|line| {
+            (line["message"] == "showing the status")
+                .then(|| line["address"].as_str().unwrap().parse().unwrap())
+        });
+        Self { address: address.unwrap(), process }
+    }
+
+    /// Status code, head and body.
+    fn get(&self, path: &str) -> (u16, String, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = self.say(request.as_bytes());
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    fn say(&self, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn metrics(&self) -> BTreeMap<String, f64> {
+        let (code, head, body) = self.get("/metrics");
+        assert_eq!(code, 200);
+        assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+        assert!(body.ends_with("# EOF\n"), "{body}");
+        let samples = body.lines().filter(|line| !line.starts_with('#'));
+        let split = |line: &str| {
+            let line = line.split(" # ").next().unwrap();
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_owned(), value.parse().unwrap())
+        };
+        samples.map(split).collect()
+    }
+
+    /// Waits until a number is as it should be: what a client is told comes before it is counted.
+    fn wait_for(&self, name: &str, expected: f64) {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let metrics = self.metrics();
+            if metrics.get(name) == Some(&expected) {
+                return;
+            }
+            assert!(Instant::now() < end, "{name} is not {expected}: {metrics:#?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_clients_asked_for_is_what_the_metrics_say() {
+    let damaged = fixtures::path("h-flip-block.hxz");
+    let good = fixtures::path("v082-lz4-aux.hxz");
+    let watched = Watched::start(&[text(&good), text(&damaged)]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watched.process.port()));
+    watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 0.0);
+
+    let mut client = NbdClient::connect(address).await;
+    client.greet(3).await;
+    let (size, _) = client.go("v082-lz4-aux").await;
+    for (offset, length) in [(0, 1000), (0, 1000), (5, 4096), (70_000, 65_536)] {
+        client.read(offset, length).await;
+    }
+    for (command, length, error) in
+        [(WRITE, 0, EPERM), (FLUSH, 0, 0), (READ, u32::MAX, EINVAL), (READ, 1, EINVAL)]
+    {
+        let offset = if command == READ { size } else { 0 };
+        client.request(0, command, 7, offset, length).await;
+        let (answered, _, _) = client.reply(0).await;
+        assert_eq!(answered, error, "command {command}");
+    }
+    watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 1.0);
+    let mut other = NbdClient::connect(address).await;
+    other.greet(3).await;
+    watched.wait_for("hexz_nbd_connections{state=\"negotiation\"}", 1.0);
+    other.go("h-flip-block").await;
+    other.request(0, READ, 8, 232_213, 10).await;
+    assert_eq!(other.reply(10).await.0, 5);
+    watched.wait_for("hexz_nbd_damaged_blocks_total{export=\"h-flip-block\"}", 1.0);
+
+    let metrics = watched.metrics();
+    let number = |name: &str| metrics.get(name).copied().unwrap_or(f64::NAN);
+    let requests = |export: &str, kind: &str| {
+        number(&format!("hexz_nbd_requests_total{{export=\"{export}\",type=\"{kind}\"}}"))
+    };
+    assert_eq!(requests("v082-lz4-aux", "read"), 4.0);
+    assert_eq!(requests("v082-lz4-aux", "flush"), 1.0);
+    assert_eq!(requests("v082-lz4-aux", "refused"), 3.0);
+    assert_eq!(requests("v082-lz4-aux", "block_status"), 0.0);
+    assert_eq!(requests("h-flip-block", "read"), 1.0);
+    assert_eq!(number("hexz_nbd_read_bytes_total{export=\"v082-lz4-aux\"}"), 71_632.0);
+    for (code, count) in [("EPERM", 1.0), ("EINVAL", 2.0), ("EIO", 1.0)] {
+        assert_eq!(number(&format!("hexz_nbd_error_replies_total{{code=\"{code}\"}}")), count);
+    }
+    let durations = |cache: &str| {
+        number(&format!("hexz_nbd_read_duration_seconds_count{{cache=\"{cache}\"}}"))
+    };
+    assert_eq!(durations("hit") + durations("miss"), 5.0);
+    assert!(durations("hit") >= 1.0 && durations("miss") >= 2.0, "{metrics:#?}");
+    assert_eq!(number("hexz_nbd_connections_accepted_total"), 2.0);
+    assert_eq!(number("hexz_nbd_exports{state=\"served\"}"), 3.0);
+    assert!(number("hexz_nbd_cache_bytes") > 65_536.0);
+    assert_eq!(number("hexz_nbd_cache_capacity_bytes"), 268_435_456.0);
+    assert!(number("hexz_nbd_cache_hits_total") > 0.0);
+    drop((client, other));
+    watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 0.0);
+}
+
+#[test]
+fn a_whole_copy_is_counted_to_the_byte_and_an_example_names_its_connection() {
+    let watched = Watched::start(&[text(&fixtures::path("v082-dcam.hxz"))]);
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    let options = ["--connections=1", "--no-extents"];
+    let uri = watched.process.uri("v082-dcam");
+    Client::new("nbdcopy").args(options).arg(uri).arg(copy.path()).run().succeeded();
+    let bytes = std::fs::metadata(copy.path()).unwrap().len();
+    watched.wait_for("hexz_nbd_read_bytes_total{export=\"v082-dcam\"}", bytes as f64);
+    let (_, _, body) = watched.get("/metrics");
+    let example = body.lines().find_map(|line| {
+        line.split_once(" # {connection=\"")?.1.split_once('"').map(|(id, _)| id.to_owned())
+    });
+    let example = example.unwrap_or_else(|| panic!("no example in {body}"));
+    let has_id = |line: &Value| line["message"] == "closed" && line["span"]["id"] == *example;
+    watched.process.wait_until(has_id, 1);
+}
+
+#[test]
+fn handshakes_and_expiries_are_told_and_nobodys_name() {
+    let pki = Pki::new(Maker::OpensslEcdsa);
+    let alice = pki.good("alice");
+    let watched = Watched::start(&[
+        "--tls-cert",
+        text(&pki.path("srv.pem")),
+        text(&fixtures::path("v082-onebyte.hxz")),
+    ]);
+    let port = watched.process.port();
+    let good = alice.uri(port, "v082-onebyte");
+    Client::new("nbdinfo").args(["--size", &good]).run().succeeded();
+    let revoked = pki.of_another_ca("mallory").uri(port, "v082-onebyte");
+    Client::new("nbdinfo").args(["--size", &revoked]).run().failed();
+    watched.wait_for("hexz_nbd_handshakes_total{outcome=\"failure\",reason=\"unknown_ca\"}", 1.0);
+    let metrics = watched.metrics();
+    assert!(metrics["hexz_nbd_handshakes_total{outcome=\"success\",reason=\"\"}"] >= 1.0);
+    let expiry = |role: &str| {
+        let prefix = format!("hexz_nbd_certificate_expiry_timestamp_seconds{{role=\"{role}\"");
+        metrics.iter().find(|(name, _)| name.starts_with(&prefix)).map(|(_, value)| *value)
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    for role in ["server", "client_ca"] {
+        assert!(expiry(role).unwrap() > now.as_secs_f64(), "{role}: {metrics:#?}");
+    }
+    let (_, _, metrics) = watched.get("/metrics");
+    let (_, _, status) = watched.get("/status.json");
+    for told in [metrics, status] {
+        assert!(!told.contains("alice") && !told.contains("mallory"), "{told}");
+    }
+}
+
+#[test]
+fn reloads_broken_exports_and_readiness_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let watched = Watched::start(&[text(directory.path())]);
+    assert_eq!(watched.get("/healthz").0, 200);
+    let (code, _, body) = watched.get("/readyz");
+    assert_eq!((code, body.contains("no export")), (503, true), "{body}");
+    std::fs::copy(fixtures::path("v082-onebyte.hxz"), path("new")).unwrap();
+    std::fs::rename(path("new"), path("good.hxz")).unwrap();
+    std::fs::write(path("bad.hxz"), "nothing").unwrap();
+    watched.wait_for("hexz_nbd_exports{state=\"served\"}", 1.0);
+    watched.wait_for("hexz_nbd_exports{state=\"broken\"}", 1.0);
+    assert!(watched.metrics()["hexz_nbd_reloads_total{outcome=\"success\"}"] >= 1.0);
+    assert_eq!(watched.get("/readyz").0, 200);
+    let status: Value = serde_json::from_str(&watched.get("/status.json").2).unwrap();
+    assert_eq!(status["exports"][0]["name"], "good");
+    assert_eq!(status["exports"][0]["size_bytes"], 1);
+    assert_eq!(status["broken_exports"], serde_json::json!(["bad"]));
+    assert_eq!((&status["ready"], &status["draining"]), (&true.into(), &false.into()));
+}
+
+#[tokio::test]
+async fn a_server_that_drains_is_alive_and_not_ready() {
+    let mut watched = Watched::start(&[
+        "--drain-timeout",
+        "1min",
+        text(&fixtures::path("v082-lz4-default.hxz")),
+    ]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watched.process.port()));
+    let mut client = NbdClient::connect(address).await;
+    client.greet(3).await;
+    client.go("v082-lz4-default").await;
+    // More than the sockets hold, and not taken.
+    for cookie in 0..8 {
+        client.request(0, READ, cookie, 0, 3_000_000).await;
+    }
+    watched.process.signal(Signal::TERM);
+    watched.process.wait_for("stopping: clients get what they asked for", 1);
+    let (code, _, body) = watched.get("/readyz");
+    assert_eq!((code, body.contains("stopping")), (503, true), "{body}");
+    assert_eq!(watched.get("/healthz").0, 200);
+    for cookie in 0..8 {
+        let (error, answered, _) = client.reply(3_000_000).await;
+        assert_eq!((error, answered), (0, cookie));
+    }
+    drop(client);
+    assert!(watched.process.ended().success());
+}
+
+#[test]
+fn nothing_is_for_other_pages_and_nobody_waits_for_long() {
+    let watched = Watched::start(&[text(&fixtures::path("v082-onebyte.hxz"))]);
+    for path in ["/metrics", "/healthz", "/readyz", "/status.json", "/nothing"] {
+        let (code, head, _) = watched.get(path);
+        assert_eq!(code, if path == "/nothing" { 404 } else { 200 }, "{path}");
+        for header in [
+            "cache-control: no-store",
+            "content-security-policy: default-src 'none'",
+            "x-content-type-options: nosniff",
+            "x-frame-options: deny",
+        ] {
+            assert!(head.contains(header), "{path}: {head}");
+        }
+        assert!(!head.contains("access-control"), "{head}");
+    }
+    assert!(watched.say(b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").contains(" 405 "));
+    let huge = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));
+    let answer = {
+        let mut stream = TcpStream::connect(watched.address).unwrap();
+        let _ = stream.write_all(huge.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(!answer.contains(" 200 "), "{answer}");
+    // Who says nothing is let go, and others are answered meanwhile.
+    let mut silent: Vec<TcpStream> =
+        (0..31).map(|_| TcpStream::connect(watched.address).unwrap()).collect();
+    assert_eq!(watched.get("/healthz").0, 200);
+    for stream in &mut silent {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        assert!(matches!(stream.read(&mut [0; 100]), Ok(0..=100)));
+    }
+}
+
+#[test]
+fn what_other_hosts_can_reach_needs_certificates_or_to_be_said_aloud() {
+    let file = fixtures::path("v082-onebyte.hxz");
+    let listen = ["--listen", "127.0.0.1:0", "--status-listen", "0.0.0.0:0"];
+    let (code, line) = refused(&[&listen[..], &[text(&file)]].concat());
+    assert_eq!(code, 2, "{line}");
+    assert!(line.contains("refusing to show the status on 0.0.0.0:0"), "{line}");
+    let (code, line) = refused(&["--status-listen", "nowhere", text(&file)]);
+    assert_eq!((code, line.contains("--status-listen nowhere")), (2, true), "{line}");
+
+    let pki = Pki::new(Maker::OpensslEcdsa);
+    let certificate = pki.path("srv.pem");
+    let with_tls = ["--tls-cert", text(&certificate), "--status-listen", "0.0.0.0:0", text(&file)];
+    let server = Process::start(with_tls);
+    let port = status_port(&server);
+    let ask = |holder: Option<&str>| {
+        let connect = format!("127.0.0.1:{port}");
+        let mut arguments = vec!["s_client", "-quiet", "-connect", &connect];
+        if let Some(file) = holder {
+            arguments.extend(["-cert", file, "-key", file]);
+        }
+        let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let output = Client::new("openssl").args(arguments).input(request).run();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let alice = pki.good("alice");
+    let alice = alice.bundle.display().to_string();
+    assert!(ask(Some(&alice)).contains("200 OK"));
+    assert!(!ask(None).contains("200"));
+    let mallory = pki.of_another_ca("mallory").bundle.display().to_string();
+    assert!(!ask(Some(&mallory)).contains("200"));
+    // In plaintext there is nothing at all.
+    let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    plain.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("hexz_nbd"));
+
+    // Said aloud, which is a warning.
+    let aloud = [&with_tls[..4], &["--insecure-allow-plaintext", text(&file)]].concat();
+    let server = Process::start(aloud);
+    let mut plain = TcpStream::connect(("127.0.0.1", status_port(&server))).unwrap();
+    plain.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("200 OK"), "{answer}");
+    let warned = |line: &Value| line["message"].to_string().contains("the status is shown without TLS");
+    server.wait_until(warned, 1);
+}
+
+fn status_port(server: &Process) -> u16 {
+    let port = server.log().iter().find_map(|line| {
+        let address = line["address"].as_str()?;
+        (line["message"] == "showing the status")
+            .then(|| address.rsplit_once(':').unwrap().1.parse().unwrap())
+    });
+    port.unwrap()
+}
+
+/// What systemd hears with `Type=notify-reload` and a watchdog.
+#[test]
+fn a_service_manager_is_told_of_the_start_of_reloads_of_life_and_of_the_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = Command::new(HEXZ_NBD);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    let file = fixtures::path("v082-onebyte.hxz");
+    let mut server = Process::start_from(command, [&file]);
+    let mut wait_for = |wanted: &[&str]| {
+        let mut buffer = [0; 4096];
+        loop {
+            let length = socket.recv(&mut buffer).unwrap();
+            let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if wanted.iter().all(|part| said.contains(part)) {
+                return;
+            }
+            let is_life = said.contains("WATCHDOG=1");
+            assert!(is_life || !said.contains("STOPPING"), "{wanted:?}: {said}");
+        }
+    };
+    wait_for(&["READY=1", "STATUS=serving 1 exports"]);
+    wait_for(&["WATCHDOG=1"]);
+    server.reload();
+    wait_for(&["RELOADING=1", "MONOTONIC_USEC="]);
+    wait_for(&["READY=1"]);
+    wait_for(&["WATCHDOG=1"]);
+    server.signal(Signal::TERM);
+    wait_for(&["STOPPING=1"]);
+    assert!(server.ended().success());
+}
