@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use crate::snapshot::chain::Ancestor;
 use crate::snapshot::error::{Damage, Error};
 use crate::snapshot::file::File;
-use crate::snapshot::format::Stream;
+use crate::snapshot::format::{Family, Stream};
 use crate::snapshot::page::Block;
 use crate::snapshot::read::{Reach, Read, Slice, Stop};
 
@@ -114,13 +114,16 @@ impl File {
     }
 
     /// The block of a parent that holds the first byte has the hash: it is what is meant, if it
-    /// is the same range; or its place, in the files of a writer that only knew places.
+    /// is the same range; or its place, in the files of a writer that only knew places. That was
+    /// before family D, where the flag of such files is not believed: it may be a flipped bit.
     fn by_block_in_place(
         &self,
         stream: Stream,
         block: &Block,
         hash: &[u8; 32],
     ) -> Result<Option<Origin>, Error> {
+        let structure = self.structure();
+        let knew_places = !structure.header().variable_blocks && structure.family() != Family::D;
         for (number, parent) in self.parents().iter().enumerate() {
             let Some(there) = parent.block_at(stream, block.range.start)? else { continue };
             if parent.entry_hash(stream, &there)? != *hash {
@@ -135,7 +138,7 @@ impl File {
                     block: there,
                 }));
             }
-            if !self.structure().header().variable_blocks {
+            if knew_places {
                 return Ok(Some(Origin::Place { parent: number }));
             }
         }
