@@ -16,7 +16,7 @@ use crate::snapshot::format::{Compression, Stream};
 use crate::snapshot::signature::VerifyKey;
 use crate::snapshot::signer::Signer;
 use crate::snapshot::storage::{FileBackend, StorageBackend};
-use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
+use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, PageEntries, Structure};
 
 /// How a snapshot is opened.
 #[derive(Debug, Clone)]
@@ -247,10 +247,14 @@ struct Probe {
 
 fn probes(structure: &Structure) -> Result<Vec<Probe>, Error> {
     let index = structure.index();
-    let pages = Stream::ALL.into_iter().flat_map(|stream| index.pages(stream));
-    for record in pages.take(PROBED_PAGES_MAX) {
-        // One that cannot be read is for those who read blocks of it.
-        let Ok(entries) = structure.entries(record) else { continue };
+    let pages = Stream::ALL.into_iter().flat_map(|stream| {
+        index.pages(stream).iter().enumerate().map(move |(page, record)| (stream, page, record))
+    });
+    for (stream, page, record) in pages.take(PROBED_PAGES_MAX) {
+        // One that cannot be read, or was not signed so, is for those who read blocks of it.
+        let Ok(PageEntries { entries, .. }) = structure.page_entries(stream, page) else {
+            continue;
+        };
         let bounds = structure.entry_bounds();
         let is_data = |entry: &Entry| entry.kind(bounds) == Ok(EntryKind::Data);
         let numbered = (record.start_block..).zip(entries);
