@@ -31,6 +31,9 @@ pub(crate) struct Fixture {
     pub(crate) parents: Vec<String>,
     #[serde(default)]
     pub(crate) block_device: bool,
+    /// Offset and length.
+    pub(crate) signature: Option<(u64, u64)>,
+    pub(crate) public_key_file: Option<String>,
     pub(crate) metadata_kind: Option<String>,
     pub(crate) main: Option<StreamContent>,
     pub(crate) aux: Option<StreamContent>,
