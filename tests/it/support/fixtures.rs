@@ -40,6 +40,7 @@ pub(crate) struct Fixture {
     pub(crate) recoverable_main: Option<Recoverable>,
     pub(crate) derived_from: Option<String>,
     pub(crate) expect: Option<Expect>,
+    pub(crate) upstream_0_8_2_readback: Option<Readback>,
     pub(crate) main_sha256_if_intact: Option<String>,
     pub(crate) file_sha256: String,
 }
@@ -72,6 +73,12 @@ pub(crate) struct Expect {
     pub(crate) open: String,
     pub(crate) reads: String,
     pub(crate) bad_main_ranges: Option<Vec<(u64, u64)>>,
+}
+
+/// What a reader of upstream's made of it.
+#[derive(Deserialize)]
+pub(crate) struct Readback {
+    pub(crate) result: String,
 }
 
 impl Fixture {
