@@ -31,7 +31,8 @@ pub(crate) struct Fixture {
     pub(crate) parents: Vec<String>,
     #[serde(default)]
     pub(crate) block_device: bool,
-    /// Offset and length.
+    /// Offset and length, as are the next.
+    pub(crate) dictionary: Option<(u64, u64)>,
     pub(crate) signature: Option<(u64, u64)>,
     pub(crate) public_key_file: Option<String>,
     pub(crate) metadata_kind: Option<String>,
@@ -39,6 +40,7 @@ pub(crate) struct Fixture {
     pub(crate) aux: Option<StreamContent>,
     pub(crate) recoverable_main: Option<Recoverable>,
     pub(crate) derived_from: Option<String>,
+    pub(crate) patch: Option<String>,
     pub(crate) expect: Option<Expect>,
     pub(crate) upstream_0_8_2_readback: Option<Readback>,
     pub(crate) main_sha256_if_intact: Option<String>,
