@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use hexz_nbd::snapshot::manifest::build::{BuildError, build};
 use hexz_nbd::snapshot::manifest::{self, Checked, Manifest, ManifestErrorKind, Root, Trust};
+use hexz_nbd::snapshot::signature::sign_master_index;
 use hexz_nbd::snapshot::{
     Cache, Check, Error, File, MemoryBackend, OpenOptions, SigningKey, StorageBackend, Structure,
     VerifyKey, verify,
@@ -137,6 +138,16 @@ pub(crate) fn structure(storage: Arc<dyn StorageBackend>) -> Result<Structure, E
 
 pub(crate) fn bytes(fixture: &str) -> Bytes {
     std::fs::read(fixtures::path(fixture)).unwrap().into()
+}
+
+/// The file with our signature of its master index.
+pub(crate) fn with_signature(snapshot: &Bytes, number: u8) -> Bytes {
+    let signed = sign_master_index(&structure(memory(snapshot.clone())).unwrap(), &key(number));
+    let signed = signed.unwrap();
+    let mut file = snapshot.to_vec();
+    file[..4096].copy_from_slice(&signed.header_area);
+    file.extend_from_slice(&signed.signature);
+    file.into()
 }
 
 /// The manifest of a snapshot, signed by key 1.
