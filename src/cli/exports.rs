@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use crate::cli::Failure;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::open_files::OpenFiles;
+use crate::cli::passphrases;
 use crate::cli::reading::{Reading, Shared};
 use crate::cli::report::{Report, Reports};
 use crate::cli::settings::{AllowSettings, Settings};
@@ -36,7 +37,20 @@ struct Open {
     /// The snapshots in each directory.
     directories: HashMap<PathBuf, Vec<PathBuf>>,
     from_directories: Vec<FromDirectory>,
+    /// Those for which no passphrase was right.
+    locked: HashMap<String, Locked>,
     reports: Reports,
+}
+
+/// A snapshot that no passphrase opens, with all that could change that. To try again what was
+/// tried takes its time, and the others would wait for it.
+#[derive(Debug, Clone)]
+struct Locked {
+    argument: ExportArgument,
+    reading: Reading,
+    state: State,
+    key_files: Vec<(Watched, State)>,
+    message: Arc<str>,
 }
 
 /// The exports of one argument, with what they were made from.
@@ -269,13 +283,32 @@ impl Round<'_> {
         if let Some(known) = known.filter(is_same) {
             return Ok(known.clone());
         }
-        match self.open(argument, name, state, &reading) {
+        let key_files = passphrases::files(&reading.key_files).into_iter().map(Watched::File);
+        let key_files: Vec<_> = key_files.map(|file| (file.clone(), file.look())).collect();
+        let is_locked = |locked: &&Locked| {
+            (&locked.argument, &locked.reading, &locked.state, &locked.key_files)
+                == (argument, &reading, state, &key_files)
+        };
+        let outcome = match self.before.locked.get(name).filter(is_locked) {
+            Some(locked) => {
+                self.now.locked.insert(name.to_owned(), locked.clone());
+                Err(Failure::failed(locked.message.to_string()))
+            }
+            None => self.open(argument, name, state, &reading),
+        };
+        match outcome {
             Ok(exports) => {
                 let (argument, state) = (argument.clone(), state.clone());
                 Ok(Served { argument, reading, state, exports })
             }
             Err(failure) => {
                 let same = known.is_none_or(|known| reading.demands_the_same(&known.reading));
+                if is_wrong_passphrase(&failure) {
+                    let (argument, state) = (argument.clone(), state.clone());
+                    let message = failure.to_string().into();
+                    let locked = Locked { argument, reading, state, key_files, message };
+                    self.now.locked.insert(name.to_owned(), locked);
+                }
                 Err((failure, same))
             }
         }
@@ -372,6 +405,13 @@ impl Round<'_> {
     }
 }
 
+/// Of the snapshot itself: parents may be replaced without notice.
+fn is_wrong_passphrase(failure: &Failure) -> bool {
+    let Failure::Failed(error) = failure else { return false };
+    let error = error.downcast_ref::<Error>();
+    error.is_some_and(|error| matches!(error.kind, ErrorKind::WrongPassphrase { .. }))
+}
+
 /// The name of the main export of an argument that is no directory.
 fn name_of(argument: &ExportArgument) -> String {
     let stem = || argument.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -441,6 +481,7 @@ fn rules(allow: &AllowSettings) -> Result<Rules, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::reading::ReadingSettings;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -515,5 +556,39 @@ mod tests {
         assert_eq!(cached(&changed, false), [true; 5]);
         // Its size is measured in another way, so it is another file.
         assert_eq!(cached(&[named("a", "size=index")], false), [false, false]);
+    }
+
+    /// Each attempt costs a tenth of a second or more, in which nobody else gets on.
+    #[test]
+    fn what_no_passphrase_opens_is_tried_again_when_something_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key");
+        let write = |text: &str| {
+            std::fs::write(directory.path().join("new"), text).unwrap();
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            std::fs::set_permissions(directory.path().join("new"), private).unwrap();
+            std::fs::rename(directory.path().join("new"), &key).unwrap();
+        };
+        write("wrong");
+        let settings = Settings {
+            reading: ReadingSettings { key_file: vec![key.clone()], ..ReadingSettings::default() },
+            ..Settings::default()
+        };
+        let arguments = ["v082-enc-lz4.hxz", "v082-onebyte.hxz"].map(fixture);
+        let arguments = arguments.map(ExportArgument::of_path);
+        let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
+        let mut open = || {
+            let opened = exports.open_all(&arguments, &settings).unwrap();
+            let locked = exports.open.locked.values().next();
+            let message = locked.map(|locked| Arc::clone(&locked.message));
+            (opened.catalogue.iter().count(), message)
+        };
+        let (served, message) = open();
+        let message = message.unwrap();
+        assert!(served == 1 && message.contains("the passphrase is wrong"), "{message}");
+        let (served, again) = open();
+        assert!(served == 1 && Arc::ptr_eq(&message, &again.unwrap()), "it was tried again");
+        write("correct horse");
+        assert_eq!(open(), (2, None));
     }
 }

@@ -6,7 +6,7 @@ use crate::snapshot::chain::{ANCESTORS_MAX, DEPTH_MAX, PARENTS_MAX};
 use crate::snapshot::encryption::IterationsError;
 use crate::snapshot::format::header::HeaderError;
 use crate::snapshot::format::{FormatError, Stream};
-use crate::snapshot::manifest::{ManifestError, ManifestErrorKind};
+use crate::snapshot::manifest::ManifestError;
 use crate::snapshot::signature::SignatureError;
 
 /// What went wrong with which file.
@@ -206,16 +206,13 @@ impl ErrorKind {
     /// be wrong with the bytes.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Read { .. } => true,
-            Self::Parent(error) => error.kind.may_pass(),
-            Self::Manifest(error) => match &error.kind {
-                ManifestErrorKind::Read(kind) => kind.may_pass(),
-                ManifestErrorKind::Snapshot(error) => error.kind.may_pass(),
-                _ => false,
-            },
-            _ => false,
+        if let Self::Parent(error) = self {
+            return error.kind.may_pass();
         }
+        if let Self::Manifest(error) = self {
+            return error.kind.may_pass();
+        }
+        matches!(self, Self::Read { .. })
     }
 }
 

@@ -87,6 +87,52 @@ fn what_is_not_as_it_was_signed_fails_and_the_rest_is_served() {
     check_good();
 }
 
+/// Copied in the order in which most tools copy: the snapshot first.
+#[test]
+fn a_manifest_that_comes_later_is_noticed_and_a_key_that_is_replaced_lets_nobody_in() {
+    let scene = Scene::new();
+    let run = |arguments: &[&str]| {
+        Client::new(HEXZ_NBD).args(arguments).current_dir(scene.directory()).run().succeeded();
+    };
+    run(&["keygen", "keys"]);
+    run(&["keygen", "others"]);
+    for name in ["disk.hxz", "first.hxz"] {
+        scene.write(name, fs::read(fixtures::path("v082-onebyte.hxz")).unwrap());
+        run(&["sign", "--key", "keys/private.key", name]);
+    }
+    let images = scene.path("images");
+    fs::create_dir(&images).unwrap();
+    let put = |name: &str, from: &str| {
+        fs::copy(scene.path(from), images.join("new")).unwrap();
+        fs::rename(images.join("new"), images.join(name)).unwrap();
+    };
+    put("first.hxz.manifest", "first.hxz.manifest");
+    put("first.hxz", "first.hxz");
+    put("disk.hxz", "disk.hxz");
+    let key = scene.path("trusted.key");
+    fs::copy(scene.path("keys/public.key"), &key).unwrap();
+    let arguments = ["--require-manifest", "--verify-key"].map(std::ffi::OsStr::new);
+    let arguments = arguments.into_iter().chain([key.as_os_str(), images.as_os_str()]);
+    let server = Process::start(arguments);
+    let refused = |export: &str, times: usize| {
+        let is_it = |line: &serde_json::Value| {
+            line["message"] == "not exported" && line["export"] == export
+        };
+        server.wait_until(is_it, times);
+        Client::new("nbdinfo").args(["--size", &server.uri(export)]).run().failed();
+    };
+    refused("disk", 1);
+    put("disk.hxz.manifest", "disk.hxz.manifest");
+    server.wait_for("reloaded", 1);
+    for export in ["disk", "first"] {
+        Client::new("nbdinfo").args(["--size", &server.uri(export)]).run().succeeded();
+    }
+    fs::copy(scene.path("others/public.key"), scene.path("replaced")).unwrap();
+    fs::rename(scene.path("replaced"), &key).unwrap();
+    refused("first", 1);
+    refused("disk", 2);
+}
+
 /// Two pages change places, those before the last. Gives where they end in the stream.
 fn swap_equal_pages(scene: &Scene, name: &str) -> u64 {
     let mut snapshot = scene.read(name).to_vec();

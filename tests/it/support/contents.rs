@@ -40,6 +40,10 @@ impl Default for Contents {
 #[derive(Clone)]
 pub(crate) enum Piece {
     Data(Vec<u8>),
+    /// Under a hash of other bytes.
+    Lie(Vec<u8>, [u8; 32]),
+    /// With a wrong CRC-32.
+    Damaged(Vec<u8>),
     Zeros(u32),
     /// Length and hash.
     Parent(u32, [u8; 32]),
@@ -118,6 +122,15 @@ impl Contents {
                 bytes.extend_from_slice(&stored);
                 let (length, logical_length) = (stored.len() as u32, plain.len() as u32);
                 Entry { offset, length, logical_length, crc: crc32fast::hash(&stored), hash }
+            }
+            Piece::Lie(plain, hash) => {
+                let data = Piece::Data(plain.clone());
+                Entry { hash: *hash, ..self.entry(&data, number, cipher, bytes) }
+            }
+            Piece::Damaged(plain) => {
+                let data = Piece::Data(plain.clone());
+                let whole = self.entry(&data, number, cipher, bytes);
+                Entry { crc: whole.crc ^ 1, ..whole }
             }
             Piece::Zeros(logical_length) => Entry { logical_length: *logical_length, ..empty },
             Piece::Parent(logical_length, hash) => {
