@@ -7,13 +7,15 @@ use std::sync::{Arc, Weak};
 use crate::cli::Failure;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::open_files::OpenFiles;
+use crate::cli::passphrases;
 use crate::cli::reading::{Reading, Shared};
 use crate::cli::report::{Report, Reports};
 use crate::cli::settings::{AllowSettings, Settings};
 use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
-use crate::snapshot::{Cache, Error, ErrorKind, File, Registry, Stream};
+use crate::snapshot::storage::companions;
+use crate::snapshot::{Cache, Error, ErrorKind, File, Registry, Stream, manifest};
 use crate::tls::{Rule, RuleError, Rules};
 
 /// A directory stands for the files in it with this extension.
@@ -35,7 +37,20 @@ struct Open {
     /// The snapshots in each directory.
     directories: HashMap<PathBuf, Vec<PathBuf>>,
     from_directories: Vec<FromDirectory>,
+    /// Those for which no passphrase was right.
+    locked: HashMap<String, Locked>,
     reports: Reports,
+}
+
+/// A snapshot that no passphrase opens, with all that could change that. To try again what was
+/// tried takes its time, and the others would wait for it.
+#[derive(Debug, Clone)]
+struct Locked {
+    argument: ExportArgument,
+    reading: Reading,
+    state: State,
+    key_files: Vec<(Watched, State)>,
+    message: Arc<str>,
 }
 
 /// The exports of one argument, with what they were made from.
@@ -203,26 +218,17 @@ impl Round<'_> {
         // Before it is opened: what changes meanwhile is seen next time.
         let state = watched.look();
         self.opened.watched.push((watched, state.clone()));
-        let reading = argument.reading(&self.settings.reading);
         let known = self.before.served.get(&name);
-        let is_same = |known: &&Served| {
-            (&known.argument, &known.reading, &known.state) == (argument, &reading, &state)
-        };
-        let served = match known.filter(is_same) {
-            Some(known) => known.clone(),
-            None => match (self.open(argument, &name, &state, &reading), known) {
-                (Ok(exports), _) => {
-                    let (argument, state) = (argument.clone(), state.clone());
-                    Served { argument, reading, state, exports }
-                }
-                (Err(failure), Some(known)) => {
-                    self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
-                    known.clone()
-                }
-                (Err(failure), None) => {
-                    return self.serve_broken(&name, failure, argument, own, state, directory);
-                }
-            },
+        let served = match (self.serve_anew(argument, &name, &state, known), known) {
+            (Ok(served), _) => served,
+            // What was good enough before is good enough now.
+            (Err((failure, true)), Some(known)) => {
+                self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
+                known.clone()
+            }
+            (Err((failure, _)), _) => {
+                return self.serve_broken(&name, failure, argument, own, state, directory);
+            }
         };
         for (place, export) in served.exports.iter().enumerate() {
             let catalogue = &mut self.opened.catalogue;
@@ -257,6 +263,55 @@ impl Round<'_> {
         files.keep(&argument.path, state, reading, before);
         self.now.served.insert(name, served);
         Ok(())
+    }
+
+    /// What is served of a snapshot now, which is what was served before if nothing has changed.
+    /// With a failure comes whether the snapshot must be no better than it had to be before.
+    fn serve_anew(
+        &mut self,
+        argument: &ExportArgument,
+        name: &str,
+        state: &State,
+        known: Option<&Served>,
+    ) -> Result<Served, (Failure, bool)> {
+        let reading =
+            argument.reading(&self.settings.reading).map_err(|failure| (failure, true))?;
+        self.opened.watched.extend(reading.manifest.iter().cloned());
+        let is_same = |known: &&Served| {
+            (&known.argument, &known.reading, &known.state) == (argument, &reading, state)
+        };
+        if let Some(known) = known.filter(is_same) {
+            return Ok(known.clone());
+        }
+        let key_files = passphrases::files(&reading.key_files).into_iter().map(Watched::File);
+        let key_files: Vec<_> = key_files.map(|file| (file.clone(), file.look())).collect();
+        let is_locked = |locked: &&Locked| {
+            (&locked.argument, &locked.reading, &locked.state, &locked.key_files)
+                == (argument, &reading, state, &key_files)
+        };
+        let outcome = match self.before.locked.get(name).filter(is_locked) {
+            Some(locked) => {
+                self.now.locked.insert(name.to_owned(), locked.clone());
+                Err(Failure::failed(locked.message.to_string()))
+            }
+            None => self.open(argument, name, state, &reading),
+        };
+        match outcome {
+            Ok(exports) => {
+                let (argument, state) = (argument.clone(), state.clone());
+                Ok(Served { argument, reading, state, exports })
+            }
+            Err(failure) => {
+                let same = known.is_none_or(|known| reading.demands_the_same(&known.reading));
+                if is_wrong_passphrase(&failure) {
+                    let (argument, state) = (argument.clone(), state.clone());
+                    let message = failure.to_string().into();
+                    let locked = Locked { argument, reading, state, key_files, message };
+                    self.now.locked.insert(name.to_owned(), locked);
+                }
+                Err((failure, same))
+            }
+        }
     }
 
     /// Only the name of what cannot be opened.
@@ -308,19 +363,22 @@ impl Round<'_> {
         exports_of(&file, argument, name)
     }
 
-    /// A parent that is not there may come.
+    /// A parent that is not there may come, and one that is not good may be replaced or signed.
     fn watch_for_parent(&mut self, failure: &Failure) {
         let Failure::Failed(error) = failure else { return };
         let mut kind = error.downcast_ref::<Error>().map(|error| &error.kind);
+        let mut places = Vec::new();
         while let Some(ErrorKind::Parent(parent)) = kind {
+            places.push(PathBuf::from(&parent.file));
+            places.extend(companions(Path::new(&parent.file), manifest::EXTENSION));
             kind = Some(&parent.kind);
         }
         if let Some(ErrorKind::MissingParent { parent, looked_in }) = kind {
-            for directory in looked_in {
-                let watched = Watched::File(Path::new(directory).join(parent));
-                let state = watched.look();
-                self.opened.watched.push((watched, state));
-            }
+            places.extend(looked_in.iter().map(|directory| Path::new(directory).join(parent)));
+        }
+        for watched in places.into_iter().map(Watched::File) {
+            let state = watched.look();
+            self.opened.watched.push((watched, state));
         }
     }
 
@@ -345,6 +403,13 @@ impl Round<'_> {
             }
         }
     }
+}
+
+/// Of the snapshot itself: parents may be replaced without notice.
+fn is_wrong_passphrase(failure: &Failure) -> bool {
+    let Failure::Failed(error) = failure else { return false };
+    let error = error.downcast_ref::<Error>();
+    error.is_some_and(|error| matches!(error.kind, ErrorKind::WrongPassphrase { .. }))
 }
 
 /// The name of the main export of an argument that is no directory.
@@ -416,6 +481,7 @@ fn rules(allow: &AllowSettings) -> Result<Rules, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::reading::ReadingSettings;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -490,5 +556,39 @@ mod tests {
         assert_eq!(cached(&changed, false), [true; 5]);
         // Its size is measured in another way, so it is another file.
         assert_eq!(cached(&[named("a", "size=index")], false), [false, false]);
+    }
+
+    /// Each attempt costs a tenth of a second or more, in which nobody else gets on.
+    #[test]
+    fn what_no_passphrase_opens_is_tried_again_when_something_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key");
+        let write = |text: &str| {
+            std::fs::write(directory.path().join("new"), text).unwrap();
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            std::fs::set_permissions(directory.path().join("new"), private).unwrap();
+            std::fs::rename(directory.path().join("new"), &key).unwrap();
+        };
+        write("wrong");
+        let settings = Settings {
+            reading: ReadingSettings { key_file: vec![key.clone()], ..ReadingSettings::default() },
+            ..Settings::default()
+        };
+        let arguments = ["v082-enc-lz4.hxz", "v082-onebyte.hxz"].map(fixture);
+        let arguments = arguments.map(ExportArgument::of_path);
+        let mut exports = Exports::new(Arc::new(Cache::new(1 << 20)));
+        let mut open = || {
+            let opened = exports.open_all(&arguments, &settings).unwrap();
+            let locked = exports.open.locked.values().next();
+            let message = locked.map(|locked| Arc::clone(&locked.message));
+            (opened.catalogue.iter().count(), message)
+        };
+        let (served, message) = open();
+        let message = message.unwrap();
+        assert!(served == 1 && message.contains("the passphrase is wrong"), "{message}");
+        let (served, again) = open();
+        assert!(served == 1 && Arc::ptr_eq(&message, &again.unwrap()), "it was tried again");
+        write("correct horse");
+        assert_eq!(open(), (2, None));
     }
 }

@@ -369,3 +369,29 @@ fn inspect_says_what_signature_and_manifest_are_worth() {
     fs::write(place.path("v082-signed.hxz.manifest"), "nonsense").unwrap();
     wrong(&[name], "8 bytes long");
 }
+
+#[test]
+fn damage_that_a_checksum_shows_is_not_signed() {
+    let place = Place::new(&["h-flip-block.hxz", "v082-lz4-default.hxz"]);
+    let line = complaint(place.sign(&["h-flip-block.hxz"]));
+    assert!(line.contains("damaged block: checksum"), "{line}");
+    assert!(!place.path("h-flip-block.hxz.manifest").exists());
+    place.sign(&["v082-lz4-default.hxz"]).succeeded();
+}
+
+#[test]
+fn a_manifest_is_found_where_a_link_leads_to() {
+    let name = "v082-onebyte.hxz";
+    let place = Place::new(&[name]);
+    place.sign(&[name]).succeeded();
+    fs::create_dir(place.path("links")).unwrap();
+    std::os::unix::fs::symlink(place.path(name), place.path("links/other.hxz")).unwrap();
+    let output = place.verify(&["--require-manifest", "links/other.hxz"]).succeeded();
+    assert!(output.text().contains("manifest valid"), "{}", output.text());
+    // A link to a manifest is none.
+    let manifest = format!("{name}.manifest");
+    fs::rename(place.path(&manifest), place.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", place.path(&manifest)).unwrap();
+    let line = complaint(place.verify(&["--require-manifest", name]));
+    assert!(line.contains("not a regular file"), "{line}");
+}

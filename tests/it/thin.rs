@@ -5,16 +5,15 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use hexz_nbd::snapshot::format::header::{Header, Layout};
-use hexz_nbd::snapshot::format::index::{MasterIndex, PageRecord, encode_page};
-use hexz_nbd::snapshot::format::{Compression, Entry, HEADER_BYTES};
 use hexz_nbd::snapshot::{
     Cache, Damage, Error, ErrorKind, File, FileBackend, OpenOptions, Property, Registry, Slice,
-    Stream,
+    StorageBackend, Stream,
 };
 use tempfile::TempDir;
 
+use crate::support::contents::{Contents, Piece};
 use crate::support::fixtures::{self, Fixture, Kind, sha256};
 use crate::support::process::{Client, HEXZ_NBD, Process};
 
@@ -60,84 +59,6 @@ fn open(path: &Path) -> Result<Arc<File>, Error> {
 
 fn read_all(file: &File) -> Result<Vec<u8>, Error> {
     file.read_at(Stream::Main, 0, 1 << 30)
-}
-
-/// What a test writes itself, since no tool makes it: a file of one page, blocks of LZ4.
-#[derive(Clone, Default)]
-struct Contents {
-    parents: Vec<String>,
-    variable_blocks: bool,
-    blocks: Vec<Piece>,
-}
-
-#[derive(Clone)]
-enum Piece {
-    Data(Vec<u8>),
-    Zeros(u32),
-    /// Length and hash.
-    Parent(u32, [u8; 32]),
-}
-
-impl Contents {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 4096];
-        let mut entries = Vec::new();
-        let mut main_bytes = 0;
-        for block in &self.blocks {
-            let entry = match block {
-                Piece::Data(plain) => {
-                    let stored = lz4_flex::block::compress_prepend_size(plain);
-                    let offset = bytes.len() as u64;
-                    bytes.extend_from_slice(&stored);
-                    let (length, logical_length) = (stored.len() as u32, plain.len() as u32);
-                    let (crc, hash) = (crc32fast::hash(&stored), *blake3::hash(plain).as_bytes());
-                    Entry { offset, length, logical_length, crc, hash }
-                }
-                Piece::Zeros(logical_length) => Entry {
-                    offset: 0,
-                    length: 0,
-                    logical_length: *logical_length,
-                    crc: 0,
-                    hash: [0; 32],
-                },
-                Piece::Parent(logical_length, hash) => Entry {
-                    offset: u64::MAX,
-                    length: 0,
-                    logical_length: *logical_length,
-                    crc: 0,
-                    hash: *hash,
-                },
-            };
-            main_bytes += u64::from(entry.logical_length);
-            entries.push(entry);
-        }
-        let page = encode_page(&entries);
-        let (offset, length) = (bytes.len() as u64, page.len() as u32);
-        let record = PageRecord { offset, length, start_block: 0, start_logical: 0 };
-        bytes.extend_from_slice(&page);
-        let index_offset = bytes.len() as u64;
-        let index = MasterIndex { main: vec![record], main_bytes, ..MasterIndex::default() };
-        bytes.extend_from_slice(&index.encode());
-        let header = Header {
-            layout: Layout::ParentList,
-            block_bytes: 4096,
-            index_offset,
-            parents: self.parents.clone(),
-            dictionary: None,
-            metadata: None,
-            signature: None,
-            encryption: None,
-            compression: Compression::Lz4,
-            has_main: true,
-            has_auxiliary: false,
-            variable_blocks: self.variable_blocks,
-            chunking: None,
-        };
-        let header = header.encode().unwrap();
-        bytes[..header.len()].copy_from_slice(&header);
-        assert!(header.len() as u64 <= HEADER_BYTES);
-        bytes
-    }
 }
 
 fn noise(seed: u32, length: usize) -> Vec<u8> {
@@ -232,7 +153,12 @@ fn parent() -> (Contents, Vec<Vec<u8>>) {
 }
 
 fn child(variable_blocks: bool, blocks: Vec<Piece>) -> Contents {
-    Contents { parents: vec!["anywhere/base.hxz".into()], variable_blocks, blocks }
+    Contents {
+        parents: vec!["anywhere/base.hxz".into()],
+        variable_blocks,
+        blocks,
+        ..Contents::default()
+    }
 }
 
 fn is_unresolvable(error: &Error) -> bool {
@@ -324,6 +250,7 @@ fn blocks_of_any_generation_and_chains_of_one_two_and_sixteen_are_found() {
                 parents: vec![format!("{}.hxz", generation - 1)],
                 variable_blocks: true,
                 blocks: vec![Piece::Data(own), Piece::Parent(4096, hash(&blocks[3]))],
+                ..Contents::default()
             };
             chain.write(&format!("{generation}.hxz"), &contents);
         }
@@ -347,7 +274,7 @@ fn by_place_through_every_generation() {
         let mut pieces = vec![Piece::Parent(4096, [0; 32]); 4];
         pieces[generation % 4] = Piece::Data(noise(generation as u32 + 50, 4096));
         let parents = vec![format!("{}.hxz", generation - 1)];
-        let contents = Contents { parents, variable_blocks: false, blocks: pieces };
+        let contents = Contents { parents, blocks: pieces, ..Contents::default() };
         chain.write(&format!("{generation}.hxz"), &contents);
     }
     let file = open(&chain.path("16.hxz")).unwrap();
@@ -364,6 +291,7 @@ fn no_chain_is_longer_wider_or_rounder_than_the_limits() {
         parents,
         variable_blocks: true,
         blocks: vec![Piece::Zeros(4096)],
+        ..Contents::default()
     };
     let check = |name: &str, kind: fn(&ErrorKind) -> bool| {
         let error = open(&chain.path(name)).unwrap_err();
@@ -427,7 +355,10 @@ fn references_that_resolve_nowhere_take_no_time() {
             let hash = [number as u8 * 16 + n as u8 + 1; 32];
             let parents = layer(number - 1);
             let blocks = vec![Piece::Parent(4096, hash)];
-            chain.write(name, &Contents { parents, variable_blocks: true, blocks });
+            chain.write(
+                name,
+                &Contents { parents, variable_blocks: true, blocks, ..Contents::default() },
+            );
         }
     }
     let file = open(&chain.path("14-0.hxz")).unwrap();
@@ -495,6 +426,7 @@ fn a_parent_may_have_the_name_of_its_child_in_another_directory() {
         parents: vec!["/backup/monday/disk.hxz".into()],
         variable_blocks: true,
         blocks: vec![Piece::Parent(4096, hash(&blocks[1]))],
+        ..Contents::default()
     };
     fs::write(chain.path("tuesday/disk.hxz"), contents.encode()).unwrap();
     let parent_directories = vec![chain.path("monday")];
@@ -679,4 +611,152 @@ fn a_snapshot_is_served_as_soon_as_its_parent_is_there() {
     fs::rename(chain.path("new"), bases.join("base.hxz")).unwrap();
     server.wait_for("reloaded", 1);
     assert_eq!(digest(&server, "child"), sha256(&blocks[3]));
+}
+
+/// A snapshot of a block device says 0, and its blocks are there all the same.
+#[test]
+fn a_parent_that_declares_no_size_gives_its_bytes_or_an_error_and_never_zeros() {
+    let chain = Chain::new();
+    let block = noise(9, 65_536);
+    let base = Contents { blocks: vec![Piece::Data(block.clone())], ..Contents::default() };
+    let mut base = base.encode();
+    let size_at = base.len() - 16;
+    base[size_at..size_at + 8].fill(0);
+    fs::write(chain.path("base.hxz"), base).unwrap();
+    let pieces = vec![Piece::Parent(4096, hash(&block)), Piece::Parent(61_440, hash(&block))];
+    let path = chain.write("child.hxz", &child(false, pieces));
+    let file = open(&path).unwrap();
+    let error = read_all(&file).unwrap_err();
+    assert!(is_unresolvable(&error), "{error}");
+    let runs: Vec<_> = file.runs(Stream::Main, 0..65_536, Property::Hole).unwrap().collect();
+    assert!(runs.iter().any(Result::is_err), "{runs:?}");
+    let sized = open_with(&path, OpenOptions { size_from_index: true, ..options() }).unwrap();
+    assert!(read_all(&sized).unwrap() == block);
+}
+
+/// The hash in the index of a parent is only a claim, and a CRC-32 says nothing of it.
+#[test]
+fn a_parent_that_lies_about_a_hash_is_found_out() {
+    let chain = Chain::new();
+    let (wanted, other) = (noise(1, 4096), noise(2, 4096));
+    let lie = Piece::Lie(other, hash(&wanted));
+    chain.write("base.hxz", &Contents { blocks: vec![lie], ..Contents::default() });
+    for before in [vec![], vec![Piece::Zeros(4096)]] {
+        let pieces = [&before[..], &[Piece::Parent(4096, hash(&wanted))]].concat();
+        let file = open(&chain.write("child.hxz", &child(true, pieces))).unwrap();
+        for _ in 0..2 {
+            let error = file.read_at(Stream::Main, before.len() as u64 * 4096, 1).unwrap_err();
+            assert!(is_unresolvable(&error), "{error}");
+        }
+        assert!(file.cached_slices(Stream::Main, before.len() as u64 * 4096, 1).is_none());
+    }
+}
+
+/// Ranges that have to be compared: each question gets on, and none takes long.
+#[test]
+fn a_question_about_extents_compares_few_ranges_and_the_next_one_gets_on() {
+    let chain = Chain::new();
+    let (base, blocks) = parent();
+    let all = blocks.concat();
+    chain.write("base.hxz", &base);
+    // Each spans two blocks of the parent, or is shorter than one.
+    let pieces = all.chunks(400).map(|part| Piece::Parent(part.len() as u32, hash(part)));
+    let file = open(&chain.write("child.hxz", &child(true, pieces.collect()))).unwrap();
+    let (mut position, mut questions) = (0, 0);
+    while position < all.len() as u64 {
+        questions += 1;
+        assert!(questions < 10, "no question gets on from {position}");
+        let range = position..all.len() as u64;
+        for run in file.runs(Stream::Main, range, Property::ParentDepth).unwrap() {
+            let Ok(run) = run else { break };
+            assert_eq!(run.value, 1);
+            position = run.range.end;
+        }
+    }
+    assert!(questions > 1, "all of them were compared at once");
+    assert!(read_all(&file).unwrap() == all);
+}
+
+#[test]
+fn what_one_parent_cannot_give_another_one_may_have() {
+    let chain = Chain::new();
+    let (_, blocks) = parent();
+    let whole = blocks.concat();
+    let broken = Contents {
+        parents: vec!["nothing.hxz".into()],
+        variable_blocks: true,
+        blocks: vec![Piece::Parent(4096, [8; 32]), Piece::Zeros(4096)],
+        ..Contents::default()
+    };
+    let good = Contents { blocks: vec![Piece::Data(whole.clone())], ..Contents::default() };
+    let nothing = Contents { blocks: vec![Piece::Zeros(1)], ..Contents::default() };
+    chain.write("nothing.hxz", &nothing);
+    chain.write("one.hxz", &broken);
+    chain.write("two.hxz", &good);
+    let contents = Contents {
+        parents: vec!["one.hxz".into(), "two.hxz".into()],
+        variable_blocks: true,
+        blocks: vec![Piece::Parent(5000, hash(&whole[..5000]))],
+        ..Contents::default()
+    };
+    let file = open(&chain.write("child.hxz", &contents)).unwrap();
+    assert!(read_all(&file).unwrap() == whole[..5000]);
+}
+
+#[test]
+fn who_has_no_passphrase_does_not_get_a_parent_that_is_unlocked_for_another() {
+    let chain = Chain::new();
+    let fixture = fixtures::named("v082-enc-lz4.hxz");
+    chain.copy_as(&fixture.file, "base.hxz");
+    let path = chain.write("child.hxz", &child(false, vec![Piece::Parent(4096, [0; 32])]));
+    let registry = Arc::new(Registry::default());
+    let with = |password: Option<&str>| {
+        let passphrases = password.map(fixtures::passphrase).into_iter().collect();
+        let registry = Arc::clone(&registry);
+        open_with(&path, OpenOptions { passphrases, registry, ..options() })
+    };
+    let unlocked = with(fixture.password.as_deref()).unwrap();
+    assert!(read_all(&unlocked).is_ok());
+    for password in [None, Some("wrong")] {
+        let error = with(password).unwrap_err().to_string();
+        assert!(error.contains("base.hxz: the snapshot is encrypted"), "{error}");
+    }
+}
+
+/// Counts what is read.
+#[derive(Debug)]
+struct Counting {
+    file: FileBackend,
+    reads: AtomicU64,
+}
+
+impl StorageBackend for Counting {
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.file.read_exact_at(offset, buffer)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.file.bytes()
+    }
+
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+}
+
+#[test]
+fn looking_for_a_block_to_try_a_passphrase_on_ends_soon() {
+    let chain = Chain::new();
+    let blocks = (0..2000).map(|seed| Piece::Damaged(noise(seed, 100))).collect();
+    let passphrase = Some("right");
+    let path = chain.write("base.hxz", &Contents { blocks, passphrase, ..Contents::default() });
+    let file = FileBackend::new(&path).unwrap();
+    let storage = Arc::new(Counting { file, reads: AtomicU64::new(0) });
+    let passphrases = vec![fixtures::passphrase("any")];
+    let opened =
+        File::open_with(Arc::<Counting>::clone(&storage), OpenOptions { passphrases, ..options() });
+    assert!(opened.is_ok(), "nothing says that it is wrong");
+    let reads = storage.reads.load(Ordering::SeqCst);
+    assert!(reads < 100, "{reads} reads");
 }

@@ -108,6 +108,16 @@ pub enum ManifestErrorKind {
     Snapshot(Error),
 }
 
+impl ManifestErrorKind {
+    /// As [`ErrorKind::may_pass`].
+    pub(crate) fn may_pass(&self) -> bool {
+        if let Self::Read(kind) | Self::Snapshot(Error { kind, .. }) = self {
+            return kind.may_pass();
+        }
+        false
+    }
+}
+
 impl From<Error> for ManifestErrorKind {
     fn from(error: Error) -> Self {
         Self::Snapshot(error)
