@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::cli::Failure;
 use crate::cli::reading::{Reading, ReadingSettings, parse_digest};
 use crate::cli::settings::AllowSettings;
 use crate::cli::size::ByteSize;
@@ -97,19 +98,18 @@ impl ExportArgument {
         Ok(parsed)
     }
 
-    /// How it is opened, by what is said for all snapshots and of this one.
-    pub(crate) fn reading(&self, all: &ReadingSettings) -> Reading {
+    /// How it is opened, by what is said for all snapshots and of this one. Reads its keys.
+    pub(crate) fn reading(&self, all: &ReadingSettings) -> Result<Reading, Failure> {
         let mut reading = Reading::new(all);
         reading.size_from_index = self.size_from_index;
         reading.parent_digests.clone_from(&self.parent_blake3);
         reading.require_manifest |= self.require_manifest;
-        if !self.verify_key.is_empty() {
-            reading.verify_keys.clone_from(&self.verify_key);
-        }
         if let Some(key_file) = &self.key_file {
             reading.key_files = vec![key_file.clone()];
         }
-        reading
+        let own = &self.verify_key;
+        let keys = if own.is_empty() { &all.verify_key } else { own };
+        reading.with_keys(keys, &self.path)
     }
 
     /// What the options for a part come to.

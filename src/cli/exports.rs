@@ -13,7 +13,8 @@ use crate::cli::settings::{AllowSettings, Settings};
 use crate::export::{Catalogue, CatalogueError, Export, ExportError, ExportSettings, Part, Shape};
 use crate::server::reload::{State, Watched};
 use crate::server::{Access, ExportAccess};
-use crate::snapshot::{Cache, Error, ErrorKind, File, Registry, Stream};
+use crate::snapshot::storage::companions;
+use crate::snapshot::{Cache, Error, ErrorKind, File, Registry, Stream, manifest};
 use crate::tls::{Rule, RuleError, Rules};
 
 /// A directory stands for the files in it with this extension.
@@ -203,26 +204,17 @@ impl Round<'_> {
         // Before it is opened: what changes meanwhile is seen next time.
         let state = watched.look();
         self.opened.watched.push((watched, state.clone()));
-        let reading = argument.reading(&self.settings.reading);
         let known = self.before.served.get(&name);
-        let is_same = |known: &&Served| {
-            (&known.argument, &known.reading, &known.state) == (argument, &reading, &state)
-        };
-        let served = match known.filter(is_same) {
-            Some(known) => known.clone(),
-            None => match (self.open(argument, &name, &state, &reading), known) {
-                (Ok(exports), _) => {
-                    let (argument, state) = (argument.clone(), state.clone());
-                    Served { argument, reading, state, exports }
-                }
-                (Err(failure), Some(known)) => {
-                    self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
-                    known.clone()
-                }
-                (Err(failure), None) => {
-                    return self.serve_broken(&name, failure, argument, own, state, directory);
-                }
-            },
+        let served = match (self.serve_anew(argument, &name, &state, known), known) {
+            (Ok(served), _) => served,
+            // What was good enough before is good enough now.
+            (Err((failure, true)), Some(known)) => {
+                self.report(path, &name, state.clone(), Report::Kept(failure.to_string()));
+                known.clone()
+            }
+            (Err((failure, _)), _) => {
+                return self.serve_broken(&name, failure, argument, own, state, directory);
+            }
         };
         for (place, export) in served.exports.iter().enumerate() {
             let catalogue = &mut self.opened.catalogue;
@@ -257,6 +249,36 @@ impl Round<'_> {
         files.keep(&argument.path, state, reading, before);
         self.now.served.insert(name, served);
         Ok(())
+    }
+
+    /// What is served of a snapshot now, which is what was served before if nothing has changed.
+    /// With a failure comes whether the snapshot must be no better than it had to be before.
+    fn serve_anew(
+        &mut self,
+        argument: &ExportArgument,
+        name: &str,
+        state: &State,
+        known: Option<&Served>,
+    ) -> Result<Served, (Failure, bool)> {
+        let reading =
+            argument.reading(&self.settings.reading).map_err(|failure| (failure, true))?;
+        self.opened.watched.extend(reading.manifest.iter().cloned());
+        let is_same = |known: &&Served| {
+            (&known.argument, &known.reading, &known.state) == (argument, &reading, state)
+        };
+        if let Some(known) = known.filter(is_same) {
+            return Ok(known.clone());
+        }
+        match self.open(argument, name, state, &reading) {
+            Ok(exports) => {
+                let (argument, state) = (argument.clone(), state.clone());
+                Ok(Served { argument, reading, state, exports })
+            }
+            Err(failure) => {
+                let same = known.is_none_or(|known| reading.demands_the_same(&known.reading));
+                Err((failure, same))
+            }
+        }
     }
 
     /// Only the name of what cannot be opened.
@@ -308,19 +330,22 @@ impl Round<'_> {
         exports_of(&file, argument, name)
     }
 
-    /// A parent that is not there may come.
+    /// A parent that is not there may come, and one that is not good may be replaced or signed.
     fn watch_for_parent(&mut self, failure: &Failure) {
         let Failure::Failed(error) = failure else { return };
         let mut kind = error.downcast_ref::<Error>().map(|error| &error.kind);
+        let mut places = Vec::new();
         while let Some(ErrorKind::Parent(parent)) = kind {
+            places.push(PathBuf::from(&parent.file));
+            places.extend(companions(Path::new(&parent.file), manifest::EXTENSION));
             kind = Some(&parent.kind);
         }
         if let Some(ErrorKind::MissingParent { parent, looked_in }) = kind {
-            for directory in looked_in {
-                let watched = Watched::File(Path::new(directory).join(parent));
-                let state = watched.look();
-                self.opened.watched.push((watched, state));
-            }
+            places.extend(looked_in.iter().map(|directory| Path::new(directory).join(parent)));
+        }
+        for watched in places.into_iter().map(Watched::File) {
+            let state = watched.look();
+            self.opened.watched.push((watched, state));
         }
     }
 

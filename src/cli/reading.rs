@@ -1,6 +1,6 @@
 //! How snapshots are opened: what is said for all of them, and what one export says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -10,7 +10,10 @@ use crate::cli::Failure;
 use crate::cli::key_files::read_verify_keys;
 use crate::cli::passphrases;
 use crate::cli::settings::first_set;
-use crate::snapshot::{Cache, Check, OpenOptions, Registry};
+use crate::server::reload::{State, Watched};
+use crate::snapshot::manifest::EXTENSION;
+use crate::snapshot::storage::companions;
+use crate::snapshot::{Cache, Check, OpenOptions, Registry, VerifyKey};
 
 /// For all snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -86,26 +89,48 @@ pub(crate) struct Reading {
     pub(crate) parent_directories: Vec<PathBuf>,
     /// BLAKE3 of the files that may be parents. Any if there is none.
     pub(crate) parent_digests: Vec<[u8; 32]>,
-    pub(crate) verify_keys: Vec<PathBuf>,
+    /// The keys themselves: a file with another one demands another signature.
+    pub(crate) verify_keys: Vec<VerifyKey>,
     pub(crate) require_manifest: bool,
+    /// The places of the manifest, and what is there, if that matters.
+    pub(crate) manifest: Vec<(Watched, State)>,
     pub(crate) check: Check,
 }
 
 impl Reading {
-    /// As the settings say.
+    /// As the settings say, but for the keys.
     pub(crate) fn new(settings: &ReadingSettings) -> Self {
         Self {
             size_from_index: false,
             key_files: settings.key_file.clone(),
             parent_directories: settings.parent_dir.clone(),
             parent_digests: Vec::new(),
-            verify_keys: settings.verify_key.clone(),
+            verify_keys: Vec::new(),
             require_manifest: settings.require_manifest,
+            manifest: Vec::new(),
             check: match settings.check {
                 Some(CheckChoice::Blake3) => Check::Blake3,
                 Some(CheckChoice::Crc) | None => Check::Crc,
             },
         }
+    }
+
+    /// With keys, a snapshot is opened by its manifest, so it matters whether there is one.
+    pub(crate) fn with_keys(mut self, keys: &[PathBuf], path: &Path) -> Result<Self, Failure> {
+        self.verify_keys = read_verify_keys(keys)?;
+        if !self.verify_keys.is_empty() {
+            let places = companions(path, EXTENSION).into_iter().map(Watched::File);
+            self.manifest = places.map(|place| (place.clone(), place.look())).collect();
+        }
+        Ok(self)
+    }
+
+    /// Whether a snapshot must be signed, or stand upon parents, as it had to be before.
+    pub(crate) fn demands_the_same(&self, before: &Self) -> bool {
+        let demands = |reading: &Self| {
+            (reading.verify_keys.clone(), reading.require_manifest, reading.parent_digests.clone())
+        };
+        demands(self) == demands(before)
     }
 
     /// Reads what has to be read for it: passphrases, which are gone when the snapshot is open.
@@ -124,7 +149,7 @@ impl Reading {
             registry: Arc::clone(&shared.registry),
             parent_directories: self.parent_directories.clone(),
             parent_digests: self.parent_digests.clone(),
-            verify_keys: read_verify_keys(&self.verify_keys)?,
+            verify_keys: self.verify_keys.clone(),
             require_manifest: self.require_manifest,
             size_from_index: self.size_from_index,
             check: self.check,

@@ -284,7 +284,18 @@ async fn serve(
     for meaningless in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
         drop(signal(meaningless)?);
     }
-    let Built { policy, files, exports } = build()?;
+    let build = Arc::new(build);
+    // It may take its time, in which the server can be stopped.
+    let mut building = tokio::task::spawn_blocking({
+        let build = Arc::clone(&build);
+        move || build()
+    });
+    let built = tokio::select! {
+        built = &mut building => built?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Built { policy, files, exports } = built?;
     let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
     let ServerSettings { limits, insecure } = settings;

@@ -25,7 +25,7 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// code is 0 if all is whole, 1 if anything is damaged or cannot be read.
 ///
 /// With --key, the manifest beside the snapshot must be signed by one of the keys and hold for every
-/// page and block, and for the parents of a thin snapshot. Without a manifest, the signature of the
+/// page and block, and for what a thin snapshot uses of its parents. Without a manifest, the signature of the
 /// master index must be valid by one of the keys, which says nothing of pages and blocks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {

@@ -36,7 +36,7 @@ pub struct Built {
 }
 
 /// Something on disk that is looked at.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Watched {
     /// A file.
     File(PathBuf),

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::snapshot::error::{Error, ErrorKind};
 use crate::snapshot::file::File;
+use crate::snapshot::manifest;
 use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::signer::Signer;
 use crate::snapshot::storage::{FileBackend, Identity, StorageBackend};
@@ -64,7 +65,8 @@ pub(crate) fn ancestors(parents: &[Arc<File>]) -> Result<Vec<Ancestor>, ErrorKin
 }
 
 /// Snapshots that are open, so that each is opened once whoever needs it. It does not keep them
-/// open. Encrypted ones are not in it: who has no passphrase must not get one that is unlocked.
+/// open. Those that need a passphrase, for themselves or for what is above them, are not in it: who
+/// has none must not get one that is unlocked.
 #[derive(Debug, Default)]
 pub struct Registry(Mutex<HashMap<Key, Weak<File>>>);
 
@@ -78,6 +80,8 @@ pub(crate) struct Key {
     parent_directories: Vec<PathBuf>,
     signer: Signer,
     require_manifest: bool,
+    /// Of its manifest, where that matters.
+    manifest: Option<Identity>,
 }
 
 impl Key {
@@ -87,7 +91,12 @@ impl Key {
         options: &OpenOptions,
         signer: &Signer,
     ) -> Option<Self> {
+        let manifest = match signer {
+            Signer::Anybody => None,
+            Signer::Keys(_) | Signer::Root(_) => storage.companion(manifest::EXTENSION).ok()?,
+        };
         Some(Self {
+            manifest: manifest.and_then(|manifest| manifest.identity()),
             identity: storage.identity()?,
             size_from_index: options.size_from_index,
             block_bytes_max: options.block_bytes_max,

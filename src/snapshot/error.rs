@@ -6,7 +6,7 @@ use crate::snapshot::chain::{ANCESTORS_MAX, DEPTH_MAX, PARENTS_MAX};
 use crate::snapshot::encryption::IterationsError;
 use crate::snapshot::format::header::HeaderError;
 use crate::snapshot::format::{FormatError, Stream};
-use crate::snapshot::manifest::ManifestError;
+use crate::snapshot::manifest::{ManifestError, ManifestErrorKind};
 use crate::snapshot::signature::SignatureError;
 
 /// What went wrong with which file.
@@ -19,7 +19,7 @@ pub struct Error {
     pub kind: ErrorKind,
 }
 
-/// What went wrong. Only [`ErrorKind::Read`] may pass when it is tried again.
+/// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ErrorKind {
     /// The file cannot be opened.
@@ -99,11 +99,8 @@ pub enum ErrorKind {
     /// A key was given for a snapshot that is not encrypted.
     #[error("a key was given, but the snapshot is not encrypted")]
     NotEncrypted,
-    /// A parent of a thin snapshot must be a regular file.
-    #[error(
-        "not a regular file, as a parent has to be: a link is none, name the directory of the file \
-         with --parent-dir"
-    )]
+    /// A parent of a thin snapshot, or a manifest, must be a regular file.
+    #[error("not a regular file, and a link to one is not followed")]
     NotRegular,
     /// A parent cannot be opened.
     #[error("its parent cannot be opened: {0}")]
@@ -168,8 +165,8 @@ pub enum ErrorKind {
     /// The signature of the master index does not hold.
     #[error("not signed as required: {0}")]
     Signature(Box<SignatureError>),
-    /// A parent is too large to be searched for blocks by their hash.
-    #[error("the snapshot has {blocks} blocks, and {limit} are searched for those of a child")]
+    /// The parents are too large to be searched for blocks by their hash.
+    #[error("its parents have {blocks} blocks, and {limit} are searched for those of a child")]
     TooManyBlocks {
         /// How many.
         blocks: u64,
@@ -202,6 +199,24 @@ pub enum ErrorKind {
         /// Size of the stream in bytes.
         size: u64,
     },
+}
+
+impl ErrorKind {
+    /// Whether it may be gone when it is tried again: the storage failed, and nothing is known to
+    /// be wrong with the bytes.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Read { .. } => true,
+            Self::Parent(error) => error.kind.may_pass(),
+            Self::Manifest(error) => match &error.kind {
+                ManifestErrorKind::Read(kind) => kind.may_pass(),
+                ManifestErrorKind::Snapshot(error) => error.kind.may_pass(),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
 }
 
 /// What is wrong with one block. Format sections 7 to 9.

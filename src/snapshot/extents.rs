@@ -86,7 +86,8 @@ impl File {
     ) -> Result<Runs<'_>, Error> {
         let length = range.end.saturating_sub(range.start);
         let rest = self.check_range(stream, range.start, length)?;
-        Ok(Runs { file: self, stream, rest, property, blocks: 0, page: None })
+        let comparisons = Cell::new(COMPARISONS_MAX);
+        Ok(Runs { file: self, stream, rest, property, comparisons, blocks: 0, page: None })
     }
 
     /// Whether [`Property::Shared`] can be asked: not of snapshots with so many blocks that the
@@ -145,6 +146,14 @@ impl SharedBlocks {
     }
 }
 
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+struct Question<'a> {
+    property: Property,
+    /// How many references may still be compared with ranges of parents.
+    comparisons: &'a Cell<u32>,
+}
+
 /// The property of bytes from a position on, up to where it may be another one.
 #[derive(Debug, Clone, Copy)]
 struct Step {
@@ -166,13 +175,14 @@ impl File {
         stream: Stream,
         block: &Block,
         position: u64,
-        property: Property,
+        question: Question<'_>,
     ) -> Result<Step, Error> {
+        let property = question.property;
         let end = block.range.end;
         let value = match (&block.contents, property) {
             (Contents::Zeros, _) => return Ok(Step::hole(end, property)),
             (Contents::Reference(reference), _) => {
-                return self.step_of_reference(stream, block, reference, position, property);
+                return self.step_of_reference(stream, block, reference, position, question);
             }
             (Contents::Stored { .. }, Property::Shared) => self.shared_blocks()?.contain(block),
             (Contents::Stored { .. } | Contents::Corrupt(_), _) => false,
@@ -186,10 +196,11 @@ impl File {
         block: &Block,
         reference: &Reference,
         position: u64,
-        property: Property,
+        question: Question<'_>,
     ) -> Result<Step, Error> {
+        let Question { property, comparisons } = question;
         let lost = || self.unresolvable("its parent is not open", stream, block);
-        let read = Read { reach: Reach::Storage, comparisons: &Cell::new(COMPARISONS_MAX) };
+        let read = Read { reach: Reach::Storage, comparisons };
         let origin = self.origin(read, stream, block, reference).map_err(|stop| match stop {
             Stop::Failed(error) => error,
             Stop::Miss => lost(),
@@ -204,18 +215,19 @@ impl File {
                 let Some(there) = parent.block_at(stream, position)? else {
                     return Ok(Step::hole(parent.size(stream).min(end), property));
                 };
-                let step = parent.step(stream, &there, position, property)?;
+                let step = parent.step(stream, &there, position, question)?;
                 (Step { end: step.end.min(parent.size(stream)).min(end), ..step }, 1)
             }
             Origin::Block { ancestor, stream, block: there } => {
                 let ancestor = self.ancestors().get(*ancestor).ok_or_else(lost)?;
                 let into_block = position.saturating_sub(block.range.start);
                 let position = there.range.start.saturating_add(into_block);
-                let step = ancestor.file.step(*stream, there, position, property)?;
+                let step = ancestor.file.step(*stream, there, position, question)?;
                 // Back to where the block stands here.
                 let left = there.range.end.saturating_sub(step.end);
                 (Step { end: end.saturating_sub(left), ..step }, ancestor.depth)
             }
+            Origin::Nowhere(why) => return Err(self.unresolvable(why, stream, block)),
         };
         let is_deeper = property == Property::ParentDepth && !step.is_hole;
         let value = if is_deeper { step.value.saturating_add(depth) } else { step.value };
@@ -230,6 +242,8 @@ pub struct Runs<'a> {
     stream: Stream,
     rest: Range<u64>,
     property: Property,
+    /// For all of them together.
+    comparisons: Cell<u32>,
     /// How many blocks were looked at.
     blocks: u32,
     /// The page of the previous block, so that it is found once.
@@ -256,7 +270,8 @@ impl Runs<'_> {
         let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
         let block = block.ok_or_else(|| structure.error(wrong().into()))?;
         self.blocks = self.blocks.saturating_add(1);
-        let step = self.file.step(self.stream, &block, position, self.property)?;
+        let question = Question { property: self.property, comparisons: &self.comparisons };
+        let step = self.file.step(self.stream, &block, position, question)?;
         Ok((step.end.max(position.saturating_add(1)).min(self.rest.end), step.value))
     }
 }

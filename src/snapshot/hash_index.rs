@@ -9,8 +9,8 @@ use crate::snapshot::format::index::{Entry, EntryKind};
 use crate::snapshot::format::{Family, Stream};
 use crate::snapshot::page::Block;
 
-/// Most blocks that are searched: 2 TiB of common ones. Each takes 12 bytes of memory as long as
-/// the snapshot is open, and no number in a file may decide how much that is.
+/// Most blocks that are searched above one snapshot: 2 TiB of common ones. Each takes 12 bytes of
+/// memory as long as its snapshot is open, and no number in a file may decide how much that is.
 const BLOCKS_MAX: u64 = 32 << 20;
 
 /// Data blocks that have a hash, sorted by its first half. Of equal ones there is the first.
@@ -58,32 +58,40 @@ impl File {
         Ok(is_it.then_some((stream, block)))
     }
 
+    /// Whether everything above this snapshot together has few enough blocks to be searched.
+    pub(crate) fn check_searchable(&self) -> Result<(), Error> {
+        self.check_blocks_above(BLOCKS_MAX)
+    }
+
+    fn check_blocks_above(&self, limit: u64) -> Result<(), Error> {
+        let blocks = self.ancestors().iter().map(|ancestor| ancestor.file.structure().blocks());
+        let blocks = blocks.fold(0, u64::saturating_add);
+        if blocks > limit {
+            return Err(self.structure().error(ErrorKind::TooManyBlocks { blocks, limit }));
+        }
+        Ok(())
+    }
+
     /// Whoever comes first reads the index. The others need it too, so they wait.
     fn hash_index(&self) -> Result<Arc<HashIndex>, Error> {
         let mut index = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = &*index {
             return Ok(Arc::clone(index));
         }
-        let built = Arc::new(self.build_hash_index(BLOCKS_MAX)?);
+        let built = Arc::new(self.build_hash_index()?);
         *index = Some(Arc::clone(&built));
         Ok(built)
     }
 
-    fn build_hash_index(&self, blocks_max: u64) -> Result<HashIndex, Error> {
+    fn build_hash_index(&self) -> Result<HashIndex, Error> {
         let structure = self.structure();
-        let (family, bounds) = (structure.family(), structure.entry_bounds());
-        let blocks = structure.pages().map(|(.., record)| record.entries(family));
-        let blocks = blocks.fold(0_u64, u64::saturating_add);
-        if blocks > blocks_max {
-            let limit = blocks_max;
-            return Err(structure.error(ErrorKind::TooManyBlocks { blocks, limit }));
-        }
-        let mut indexed = Vec::with_capacity(usize::try_from(blocks).unwrap_or(0));
+        let bounds = structure.entry_bounds();
+        let mut indexed = Vec::new();
         for (stream, page, record) in structure.pages() {
             let entries = match structure.page_entries(stream, page) {
                 Ok(page) => page.entries,
                 // It may be readable the next time.
-                Err(error @ Error { kind: ErrorKind::Read { .. }, .. }) => return Err(error),
+                Err(error) if error.kind.may_pass() => return Err(error),
                 // What it holds cannot be read anyway.
                 Err(_) => continue,
             };
@@ -140,10 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_with_more_blocks_than_the_limit_is_not_searched() {
-        let file = file("v082-lz4-default.hxz");
-        assert!(file.build_hash_index(27).is_ok());
-        let error = file.build_hash_index(26).unwrap_err();
-        assert!(matches!(error.kind, ErrorKind::TooManyBlocks { blocks: 27, limit: 26 }));
+    fn snapshots_with_more_blocks_than_the_limit_are_not_searched() {
+        let child = file("v082-thin-grandchild.hxz");
+        let above: u64 = child.ancestors().iter().map(|a| a.file.structure().blocks()).sum();
+        assert!(child.ancestors().len() == 2 && above > 20);
+        assert!(child.check_blocks_above(above).is_ok());
+        let error = child.check_blocks_above(above - 1).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::TooManyBlocks { blocks, .. } if blocks == above));
     }
 }

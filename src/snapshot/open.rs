@@ -10,13 +10,13 @@ use crate::snapshot::decode::{Compressor, Encryptor, Lz4Compressor, ZstdCompress
 use crate::snapshot::encryption::{BlockCipher, Passphrase};
 use crate::snapshot::error::{Error, ErrorKind};
 use crate::snapshot::file::File;
+use crate::snapshot::format::Compression;
 use crate::snapshot::format::header::Encryption;
 use crate::snapshot::format::index::{Entry, EntryKind};
-use crate::snapshot::format::{Compression, Stream};
 use crate::snapshot::signature::VerifyKey;
 use crate::snapshot::signer::Signer;
 use crate::snapshot::storage::{FileBackend, StorageBackend};
-use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, Structure};
+use crate::snapshot::structure::{self, BLOCK_BYTES_MAX_DEFAULT, PageEntries, Structure};
 
 /// How a snapshot is opened.
 #[derive(Debug, Clone)]
@@ -135,14 +135,20 @@ impl File {
             Some(encryption) => Some(unlock(&structure, &encryption, &options.passphrases)?),
             None => None,
         };
-        let is_encrypted = cipher.is_some();
         let encryptor = cipher.map(|cipher| Box::new(cipher) as Box<dyn Encryptor>);
         let parents = chain::open_parents(&structure, options, &signer, descent)?;
         let file = Self::from_structure(structure, compressor, encryptor, parents, options)?;
-        for key in [key, by_root].into_iter().flatten().filter(|_| !is_encrypted) {
+        let keys = [key, by_root].into_iter().flatten();
+        for key in keys.filter(|_| !file.needs_passphrase()) {
             options.registry.insert(key, &file);
         }
         Ok(file)
+    }
+
+    /// Whether anything that is read for it is encrypted.
+    fn needs_passphrase(&self) -> bool {
+        let is_encrypted = |file: &Self| file.structure().header().encryption.is_some();
+        is_encrypted(self) || self.ancestors().iter().any(|above| is_encrypted(&above.file))
     }
 
     /// Every snapshot above this one must be one of those.
@@ -212,6 +218,11 @@ pub(crate) fn decompressor(structure: &Structure) -> Result<Box<dyn Compressor>,
 /// holes, 256 GiB of them with common blocks, a wrong passphrase shows when a block is read.
 const PROBED_PAGES_MAX: usize = 1024;
 
+/// Blocks that are read to find some whose CRC-32 is right, and bytes of all of them together:
+/// what a file says of its blocks must not decide how long it takes to open it.
+const READ_BLOCKS_MAX: usize = 64;
+const READ_BYTES_MAX: u64 = 64 << 20;
+
 /// Blocks that a passphrase is tried on: more than one, so that one damaged block does not make
 /// a right passphrase a wrong one.
 const PROBED_BLOCKS_MAX: usize = 3;
@@ -246,11 +257,12 @@ struct Probe {
 }
 
 fn probes(structure: &Structure) -> Result<Vec<Probe>, Error> {
-    let index = structure.index();
-    let pages = Stream::ALL.into_iter().flat_map(|stream| index.pages(stream));
-    for record in pages.take(PROBED_PAGES_MAX) {
-        // One that cannot be read is for those who read blocks of it.
-        let Ok(entries) = structure.entries(record) else { continue };
+    let (mut read_blocks, mut read_bytes) = (0_usize, 0_u64);
+    for (stream, page, record) in structure.pages().take(PROBED_PAGES_MAX) {
+        // One that cannot be read, or was not signed so, is for those who read blocks of it.
+        let Ok(PageEntries { entries, .. }) = structure.page_entries(stream, page) else {
+            continue;
+        };
         let bounds = structure.entry_bounds();
         let is_data = |entry: &Entry| entry.kind(bounds) == Ok(EntryKind::Data);
         let numbered = (record.start_block..).zip(entries);
@@ -259,6 +271,11 @@ fn probes(structure: &Structure) -> Result<Vec<Probe>, Error> {
         let mut probes = Vec::new();
         for (number, entry) in blocks {
             let length = u64::from(entry.length);
+            (read_blocks, read_bytes) =
+                (read_blocks.saturating_add(1), read_bytes.saturating_add(length));
+            if read_blocks > READ_BLOCKS_MAX || read_bytes > READ_BYTES_MAX {
+                return Ok(probes);
+            }
             let stored = structure::read(structure.storage(), "block", entry.offset, length)
                 .map_err(|kind| structure.error(kind))?;
             if crc32fast::hash(&stored) == entry.crc {

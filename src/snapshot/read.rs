@@ -179,7 +179,7 @@ impl File {
         Ok(())
     }
 
-    fn push_part(
+    pub(crate) fn push_part(
         &self,
         read: Read<'_>,
         stream: Stream,
@@ -225,11 +225,15 @@ impl File {
                 }
                 Ok(())
             }
-            Origin::Block { ancestor, stream, block } => {
+            Origin::Block { ancestor, stream: there, block } => {
                 let ancestor = self.ancestors().get(*ancestor).ok_or_else(lost)?;
-                let part = part.within(block);
-                ancestor.file.push_part(read, *stream, &part, slices)
+                if !self.prove(read, reference, &ancestor.file, *there, block)? {
+                    let why = "the block of the parent has other bytes than its hash says";
+                    return Err(self.unresolvable(why, stream, &part.block).into());
+                }
+                ancestor.file.push_part(read, *there, &part.within(block), slices)
             }
+            Origin::Nowhere(why) => Err(self.unresolvable(why, stream, &part.block).into()),
         }
     }
 

@@ -5,13 +5,15 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::snapshot::chain::Ancestor;
 use crate::snapshot::error::{Damage, Error};
 use crate::snapshot::file::File;
-use crate::snapshot::format::Stream;
+use crate::snapshot::format::{Family, Stream};
 use crate::snapshot::page::Block;
+use crate::snapshot::part::Part;
 use crate::snapshot::read::{Reach, Read, Slice, Stop};
 
 /// An entry of an index page that refers to a parent.
@@ -22,6 +24,8 @@ pub(crate) struct Reference {
     hash: [u8; 32],
     /// Found when it is read for the first time.
     origin: OnceLock<Origin>,
+    /// Whether the bytes of a block that it leads to were found to have the hash.
+    is_proven: AtomicBool,
 }
 
 /// Where the bytes are.
@@ -39,11 +43,13 @@ pub(crate) enum Origin {
         /// Its place among the parents.
         parent: usize,
     },
+    /// They are nowhere, and why that is so.
+    Nowhere(&'static str),
 }
 
 impl Reference {
     pub(crate) fn new(hash: [u8; 32]) -> Self {
-        Self { hash, origin: OnceLock::new() }
+        Self { hash, origin: OnceLock::new(), is_proven: AtomicBool::new(false) }
     }
 
     pub(crate) fn hash(&self) -> [u8; 32] {
@@ -61,7 +67,7 @@ impl Eq for Reference {}
 
 /// References of one read that may be compared with whole ranges of parents, which no known tool
 /// makes necessary. A bound, because each such range may hold such references itself.
-pub(crate) const COMPARISONS_MAX: u32 = 64;
+pub(crate) const COMPARISONS_MAX: u32 = 16;
 
 impl File {
     /// Where the bytes of a block that is a reference are. Found once.
@@ -90,7 +96,7 @@ impl File {
         hash: &[u8; 32],
     ) -> Result<Origin, Error> {
         if *hash == [0; 32] {
-            return self.by_position(stream, block);
+            return Ok(self.by_position(stream, block));
         }
         if let Some(origin) = self.by_block_in_place(stream, block, hash)? {
             return Ok(origin);
@@ -101,26 +107,29 @@ impl File {
         if let Some(origin) = self.by_comparison(comparisons, stream, block, hash)? {
             return Ok(origin);
         }
-        Err(self.unresolvable("no parent has bytes of its hash", stream, block))
+        Ok(Origin::Nowhere("no parent has bytes of its hash"))
     }
 
     /// Without a hash: the first parent that is long enough.
-    fn by_position(&self, stream: Stream, block: &Block) -> Result<Origin, Error> {
-        let reaches = |parent: &Arc<File>| block.range.start < parent.size(stream);
-        let parent = self.parents().iter().position(reaches).ok_or_else(|| {
-            self.unresolvable("it begins behind the end of the parent", stream, block)
-        })?;
-        Ok(Origin::Place { parent })
+    fn by_position(&self, stream: Stream, block: &Block) -> Origin {
+        let reaches = |parent: &Arc<File>| reaches(parent, stream, block);
+        match self.parents().iter().position(reaches) {
+            Some(parent) => Origin::Place { parent },
+            None => Origin::Nowhere("it begins behind the end of the parent"),
+        }
     }
 
     /// The block of a parent that holds the first byte has the hash: it is what is meant, if it
-    /// is the same range; or its place, in the files of a writer that only knew places.
+    /// is the same range; or its place, in the files of a writer that only knew places. That was
+    /// before family D, where the flag of such files is not believed: it may be a flipped bit.
     fn by_block_in_place(
         &self,
         stream: Stream,
         block: &Block,
         hash: &[u8; 32],
     ) -> Result<Option<Origin>, Error> {
+        let structure = self.structure();
+        let knew_places = !structure.header().variable_blocks && structure.family() != Family::D;
         for (number, parent) in self.parents().iter().enumerate() {
             let Some(there) = parent.block_at(stream, block.range.start)? else { continue };
             if parent.entry_hash(stream, &there)? != *hash {
@@ -135,7 +144,7 @@ impl File {
                     block: there,
                 }));
             }
-            if !self.structure().header().variable_blocks {
+            if knew_places && reaches(parent, stream, block) {
                 return Ok(Some(Origin::Place { parent: number }));
             }
         }
@@ -144,6 +153,7 @@ impl File {
 
     /// Wherever it stands, in either stream, in whatever generation.
     fn by_content(&self, block: &Block, hash: &[u8; 32]) -> Result<Option<Origin>, Error> {
+        self.check_searchable()?;
         for (ancestor, Ancestor { file, .. }) in self.ancestors().iter().enumerate() {
             if let Some((stream, block)) = file.find_hash(hash, block.logical_length())? {
                 return Ok(Some(Origin::Block { ancestor, stream, block }));
@@ -160,6 +170,7 @@ impl File {
         block: &Block,
         hash: &[u8; 32],
     ) -> Result<Option<Origin>, Error> {
+        let mut failure = None;
         for (number, parent) in self.parents().iter().enumerate() {
             let (start, end) = (block.range.start, block.range.end.min(parent.size(stream)));
             if start >= end {
@@ -173,7 +184,11 @@ impl File {
             let read = Read { reach: Reach::Storage, comparisons };
             match parent.collect(read, stream, start..end, &mut slices) {
                 Ok(()) => {}
-                Err(Stop::Failed(error)) => return Err(error),
+                // Another parent may have the bytes.
+                Err(Stop::Failed(error)) => {
+                    failure.get_or_insert(error);
+                    continue;
+                }
                 Err(Stop::Miss) => continue,
             }
             slices.push(Slice::Zeros(block.range.end.saturating_sub(end)));
@@ -181,13 +196,42 @@ impl File {
                 return Ok(Some(Origin::Place { parent: number }));
             }
         }
-        Ok(None)
+        failure.map_or(Ok(None), Err)
+    }
+
+    /// Whether the bytes of a block above this snapshot have the hash of a reference to it. The
+    /// hash in the index of the parent is only a claim. Looked at once.
+    pub(crate) fn prove(
+        &self,
+        read: Read<'_>,
+        reference: &Reference,
+        ancestor: &File,
+        stream: Stream,
+        block: &Block,
+    ) -> Result<bool, Stop> {
+        if reference.is_proven.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        if read.reach == Reach::Cache {
+            return Err(Stop::Miss);
+        }
+        let mut whole = Vec::new();
+        let part = Part { range: block.range.clone(), block: block.clone() };
+        ancestor.push_part(read, stream, &part, &mut whole)?;
+        let is_proven = hash_of(&whole) == reference.hash;
+        reference.is_proven.store(is_proven, Ordering::Relaxed);
+        Ok(is_proven)
     }
 
     pub(crate) fn unresolvable(&self, why: &'static str, stream: Stream, block: &Block) -> Error {
         let entry_at = self.entry_position(stream, block).unwrap_or(0);
         self.damaged(Damage::Reference(why), stream, block, entry_at)
     }
+}
+
+/// Whether a parent is long enough to have the first byte of a block in the same place.
+fn reaches(parent: &File, stream: Stream, block: &Block) -> bool {
+    block.range.start < parent.size(stream)
 }
 
 fn hash_of(slices: &[Slice]) -> [u8; 32] {

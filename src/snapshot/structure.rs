@@ -126,6 +126,12 @@ impl Structure {
         })
     }
 
+    /// Number of blocks of both streams: where the last page ends, since numbering runs through.
+    pub(crate) fn blocks(&self) -> u64 {
+        let last = Stream::ALL.into_iter().rev().find_map(|stream| self.index.pages(stream).last());
+        last.map_or(0, |last| last.start_block.saturating_add(last.entries(self.family)))
+    }
+
     /// All pages, with the number of each in its stream.
     pub(crate) fn pages(&self) -> impl Iterator<Item = (Stream, usize, &PageRecord)> {
         Stream::ALL.into_iter().flat_map(|stream| {

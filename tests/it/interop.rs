@@ -12,8 +12,8 @@ use crate::support::fixtures::{self, Fixture, Kind, key_file_options, sha256};
 use crate::support::process::{Client, Output, Process, refused};
 
 /// An export and what every client must read from it.
-struct Expected {
-    name: String,
+pub(crate) struct Expected {
+    pub(crate) name: String,
     argument: String,
     size: u64,
     sha256: String,
@@ -22,10 +22,13 @@ struct Expected {
 }
 
 impl Expected {
-    fn new(fixture: &Fixture) -> Self {
+    pub(crate) fn new(fixture: &Fixture) -> Self {
         let mut argument = argument(&fixture.file);
         if fixture.is_archive() {
             argument.push_str(",as-raw");
+        }
+        if let Some(public_key) = &fixture.public_key_file {
+            argument.push_str(&format!(",verify-key={}", self::argument(public_key)));
         }
         let (size, sha256, chunk_sha256_64k) = match (&fixture.recoverable_main, &fixture.main) {
             (Some(recoverable), _) => {
@@ -39,7 +42,7 @@ impl Expected {
     }
 
     /// The auxiliary stream, if there is one.
-    fn auxiliary(fixture: &Fixture) -> Option<Self> {
+    pub(crate) fn auxiliary(fixture: &Fixture) -> Option<Self> {
         let content = fixture.aux.as_ref()?;
         let name = format!("{}-aux", stem(&fixture.file));
         let mut argument = format!("{name}={},stream=aux", argument(&fixture.file));
@@ -55,7 +58,7 @@ impl Expected {
         })
     }
 
-    fn check(&self, bytes: &[u8], client: &str) {
+    pub(crate) fn check(&self, bytes: &[u8], client: &str) {
         assert_eq!(bytes.len() as u64, self.size, "{} with {client}", self.name);
         for (number, digest) in self.chunk_sha256_64k.iter().enumerate() {
             let chunk = &bytes[number << 16..bytes.len().min((number + 1) << 16)];
@@ -76,7 +79,7 @@ fn expected() -> Vec<Expected> {
     all
 }
 
-fn serve(exports: &[Expected]) -> Process {
+pub(crate) fn serve(exports: &[Expected]) -> Process {
     let arguments = exports.iter().map(|export| export.argument.clone());
     Process::start(key_file_options().into_iter().chain(arguments))
 }
@@ -96,7 +99,7 @@ fn stem(file: &str) -> &str {
 }
 
 /// Copies an export into a file of that directory and reads it.
-fn nbdcopy(uri: &str, directory: &TempDir, options: &[&str]) -> Vec<u8> {
+pub(crate) fn nbdcopy(uri: &str, directory: &TempDir, options: &[&str]) -> Vec<u8> {
     let copy = directory.path().join("nbdcopy.img");
     Client::new("nbdcopy").args(options).args([uri.as_ref(), copy.as_os_str()]).run().succeeded();
     take(&copy)

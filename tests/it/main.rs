@@ -29,6 +29,7 @@ mod layers;
 mod limits;
 mod manifest;
 mod mapping;
+mod matrix;
 mod meta_context;
 mod negotiation;
 mod pack;

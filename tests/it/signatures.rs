@@ -9,11 +9,11 @@ use hexz_core::format::header::Header;
 use hexz_core::{Archive, ArchiveStream};
 use hexz_nbd::snapshot::VerifyKey;
 use hexz_nbd::snapshot::format::header::candidates;
-use hexz_nbd::snapshot::signature::{SignatureError, sign_master_index, verify_master_index};
+use hexz_nbd::snapshot::signature::{SignatureError, verify_master_index};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::fixtures::{self, Kind};
-use crate::support::signed::{Flipped, Replaced, bytes, key, memory, structure};
+use crate::support::signed::{Flipped, Replaced, bytes, key, memory, structure, with_signature};
 
 /// Files that upstream's tools have signed, with their keys.
 const SIGNED: [(&str, &str); 3] = [
@@ -24,16 +24,6 @@ const SIGNED: [(&str, &str); 3] = [
 
 fn public(name: &str) -> VerifyKey {
     VerifyKey::from_bytes(&std::fs::read(fixtures::path(name)).unwrap()).unwrap()
-}
-
-/// The file with our signature.
-fn sign(snapshot: &Bytes, number: u8) -> Bytes {
-    let signed = sign_master_index(&structure(memory(snapshot.clone())).unwrap(), &key(number));
-    let signed = signed.unwrap();
-    let mut file = snapshot.to_vec();
-    file[..4096].copy_from_slice(&signed.header_area);
-    file.extend_from_slice(&signed.signature);
-    file.into()
 }
 
 #[test]
@@ -94,7 +84,7 @@ fn what_we_sign_is_valid_for_upstream_and_for_us_in_every_family() {
     public.as_file().write_all(key(1).verify_key().as_bytes()).unwrap();
     for fixture in fixtures::all().iter().filter(|fixture| fixture.kind == Kind::Valid) {
         let before = bytes(&fixture.file);
-        let after = sign(&before, 1);
+        let after = with_signature(&before, 1);
         assert_eq!(after.len(), before.len() + 64);
         assert!(after[4096..before.len()] == before[4096..], "{}", fixture.file);
         let structure = structure(memory(after.clone())).unwrap();
@@ -111,8 +101,8 @@ fn what_we_sign_is_valid_for_upstream_and_for_us_in_every_family() {
 
 #[test]
 fn a_second_signature_covers_the_first_and_takes_its_place() {
-    let once = sign(&bytes("v020-lz4-sparse-signed.hxz"), 1);
-    let twice = sign(&once, 2);
+    let once = with_signature(&bytes("v020-lz4-sparse-signed.hxz"), 1);
+    let twice = with_signature(&once, 2);
     let structure = structure(memory(twice.clone())).unwrap();
     let is_valid = |number| verify_master_index(&structure, &[key(number).verify_key()]).is_ok();
     assert!(is_valid(2) && !is_valid(1));
@@ -136,7 +126,7 @@ fn every_real_header_is_encoded_as_it_was() {
 fn upstreams_reader_reads_what_we_signed() {
     for name in ["v082-lz4-default.hxz", "v082-signed.hxz", "v082-lz4-aux.hxz", "v082-zstd.hxz"] {
         let fixture = fixtures::named(name);
-        let mut file = Cursor::new(sign(&bytes(name), 1));
+        let mut file = Cursor::new(with_signature(&bytes(name), 1));
         let header = Header::read_from(&mut file).unwrap();
         let decoded = structure(memory(file.into_inner())).unwrap();
         let signature = decoded.header().signature.unwrap();
@@ -144,7 +134,7 @@ fn upstreams_reader_reads_what_we_signed() {
         assert_eq!(header.signature_length, Some(64));
 
         let content = fixture.main.unwrap();
-        let upstream = Arc::new(Upstream(sign(&bytes(name), 1)));
+        let upstream = Arc::new(Upstream(with_signature(&bytes(name), 1)));
         let archive = Archive::open(upstream, None).unwrap();
         let read = archive.read_at(ArchiveStream::Main, 0, content.size as usize).unwrap();
         assert_eq!(fixtures::sha256(&read), content.sha256, "{name}");

@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use hexz_nbd::snapshot::format::header::{Header, Layout};
-use hexz_nbd::snapshot::format::index::{MasterIndex, PageRecord, encode_page};
-use hexz_nbd::snapshot::format::{Compression, Entry, HEADER_BYTES};
 use hexz_nbd::snapshot::{
     Cache, Damage, Error, ErrorKind, File, FileBackend, OpenOptions, Property, Registry, Slice,
     Stream,
 };
 use tempfile::TempDir;
 
+use crate::support::contents::{Contents, Piece};
 use crate::support::fixtures::{self, Fixture, Kind, sha256};
 use crate::support::process::{Client, HEXZ_NBD, Process};
 
@@ -60,84 +58,6 @@ fn open(path: &Path) -> Result<Arc<File>, Error> {
 
 fn read_all(file: &File) -> Result<Vec<u8>, Error> {
     file.read_at(Stream::Main, 0, 1 << 30)
-}
-
-/// What a test writes itself, since no tool makes it: a file of one page, blocks of LZ4.
-#[derive(Clone, Default)]
-struct Contents {
-    parents: Vec<String>,
-    variable_blocks: bool,
-    blocks: Vec<Piece>,
-}
-
-#[derive(Clone)]
-enum Piece {
-    Data(Vec<u8>),
-    Zeros(u32),
-    /// Length and hash.
-    Parent(u32, [u8; 32]),
-}
-
-impl Contents {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 4096];
-        let mut entries = Vec::new();
-        let mut main_bytes = 0;
-        for block in &self.blocks {
-            let entry = match block {
-                Piece::Data(plain) => {
-                    let stored = lz4_flex::block::compress_prepend_size(plain);
-                    let offset = bytes.len() as u64;
-                    bytes.extend_from_slice(&stored);
-                    let (length, logical_length) = (stored.len() as u32, plain.len() as u32);
-                    let (crc, hash) = (crc32fast::hash(&stored), *blake3::hash(plain).as_bytes());
-                    Entry { offset, length, logical_length, crc, hash }
-                }
-                Piece::Zeros(logical_length) => Entry {
-                    offset: 0,
-                    length: 0,
-                    logical_length: *logical_length,
-                    crc: 0,
-                    hash: [0; 32],
-                },
-                Piece::Parent(logical_length, hash) => Entry {
-                    offset: u64::MAX,
-                    length: 0,
-                    logical_length: *logical_length,
-                    crc: 0,
-                    hash: *hash,
-                },
-            };
-            main_bytes += u64::from(entry.logical_length);
-            entries.push(entry);
-        }
-        let page = encode_page(&entries);
-        let (offset, length) = (bytes.len() as u64, page.len() as u32);
-        let record = PageRecord { offset, length, start_block: 0, start_logical: 0 };
-        bytes.extend_from_slice(&page);
-        let index_offset = bytes.len() as u64;
-        let index = MasterIndex { main: vec![record], main_bytes, ..MasterIndex::default() };
-        bytes.extend_from_slice(&index.encode());
-        let header = Header {
-            layout: Layout::ParentList,
-            block_bytes: 4096,
-            index_offset,
-            parents: self.parents.clone(),
-            dictionary: None,
-            metadata: None,
-            signature: None,
-            encryption: None,
-            compression: Compression::Lz4,
-            has_main: true,
-            has_auxiliary: false,
-            variable_blocks: self.variable_blocks,
-            chunking: None,
-        };
-        let header = header.encode().unwrap();
-        bytes[..header.len()].copy_from_slice(&header);
-        assert!(header.len() as u64 <= HEADER_BYTES);
-        bytes
-    }
 }
 
 fn noise(seed: u32, length: usize) -> Vec<u8> {
@@ -232,7 +152,12 @@ fn parent() -> (Contents, Vec<Vec<u8>>) {
 }
 
 fn child(variable_blocks: bool, blocks: Vec<Piece>) -> Contents {
-    Contents { parents: vec!["anywhere/base.hxz".into()], variable_blocks, blocks }
+    Contents {
+        parents: vec!["anywhere/base.hxz".into()],
+        variable_blocks,
+        blocks,
+        ..Contents::default()
+    }
 }
 
 fn is_unresolvable(error: &Error) -> bool {
@@ -324,6 +249,7 @@ fn blocks_of_any_generation_and_chains_of_one_two_and_sixteen_are_found() {
                 parents: vec![format!("{}.hxz", generation - 1)],
                 variable_blocks: true,
                 blocks: vec![Piece::Data(own), Piece::Parent(4096, hash(&blocks[3]))],
+                ..Contents::default()
             };
             chain.write(&format!("{generation}.hxz"), &contents);
         }
@@ -347,7 +273,7 @@ fn by_place_through_every_generation() {
         let mut pieces = vec![Piece::Parent(4096, [0; 32]); 4];
         pieces[generation % 4] = Piece::Data(noise(generation as u32 + 50, 4096));
         let parents = vec![format!("{}.hxz", generation - 1)];
-        let contents = Contents { parents, variable_blocks: false, blocks: pieces };
+        let contents = Contents { parents, blocks: pieces, ..Contents::default() };
         chain.write(&format!("{generation}.hxz"), &contents);
     }
     let file = open(&chain.path("16.hxz")).unwrap();
@@ -364,6 +290,7 @@ fn no_chain_is_longer_wider_or_rounder_than_the_limits() {
         parents,
         variable_blocks: true,
         blocks: vec![Piece::Zeros(4096)],
+        ..Contents::default()
     };
     let check = |name: &str, kind: fn(&ErrorKind) -> bool| {
         let error = open(&chain.path(name)).unwrap_err();
@@ -427,7 +354,10 @@ fn references_that_resolve_nowhere_take_no_time() {
             let hash = [number as u8 * 16 + n as u8 + 1; 32];
             let parents = layer(number - 1);
             let blocks = vec![Piece::Parent(4096, hash)];
-            chain.write(name, &Contents { parents, variable_blocks: true, blocks });
+            chain.write(
+                name,
+                &Contents { parents, variable_blocks: true, blocks, ..Contents::default() },
+            );
         }
     }
     let file = open(&chain.path("14-0.hxz")).unwrap();
@@ -495,6 +425,7 @@ fn a_parent_may_have_the_name_of_its_child_in_another_directory() {
         parents: vec!["/backup/monday/disk.hxz".into()],
         variable_blocks: true,
         blocks: vec![Piece::Parent(4096, hash(&blocks[1]))],
+        ..Contents::default()
     };
     fs::write(chain.path("tuesday/disk.hxz"), contents.encode()).unwrap();
     let parent_directories = vec![chain.path("monday")];

@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use crate::snapshot::content::Content;
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::format::index::{Entry, EntryKind};
-use crate::snapshot::format::{FormatError, PageRecord, Stream};
+use crate::snapshot::format::{Family, FormatError, PageRecord, Stream};
 use crate::snapshot::manifest::head::{Head, PARENTS_MAX, head_bytes};
 use crate::snapshot::manifest::page::{Hash, decode, leaf, missing_hash, read_page};
 use crate::snapshot::manifest::root::{Root, Snapshot, root};
@@ -45,9 +45,9 @@ pub enum BuildError {
 
 /// Writes the manifest of a snapshot to the beginning of `out`, which is empty.
 ///
-/// Every index page is read, and every stored block where there are data entries without a hash:
-/// `progress` then hears from how many bytes of the streams were looked at. What is damaged,
-/// is no entry, or does not add up is not signed. `parent_roots` are those of the parents'
+/// Every index page and every stored block is read, and `progress` hears how many bytes of the
+/// streams were looked at. What is no entry, does not add up, or has another CRC-32 than its entry says
+/// is not signed. Blocks are not decoded: the hashes that their entries carry are signed as they are. `parent_roots` are those of the parents'
 /// manifests, in the order of the header.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub fn build(
     let snapshot = snapshot.ok_or_else(|| BuildError::Changed(structure.name().to_owned()))?;
     check_sizes(structure, Content::from_metadata(snapshot.metadata()))?;
 
-    let (leaves, own_hashes) = match leaves_without_hashes(structure)? {
+    let (leaves, own_hashes) = match leaves_without_hashes(structure, progress)? {
         Some(leaves) => (leaves, false),
         None => (leaves_with_hashes(structure, out, progress)?, true),
     };
@@ -104,12 +104,28 @@ fn check_sizes(structure: &Structure, content: Content) -> Result<(), Error> {
 }
 
 /// `None` if a data entry has no hash.
-fn leaves_without_hashes(structure: &Structure) -> Result<Option<Vec<Hash>>, Error> {
+fn leaves_without_hashes(
+    structure: &Structure,
+    progress: &dyn Fn(u64),
+) -> Result<Option<Vec<Hash>>, Error> {
+    let lacks_hashes = structure.family() == Family::A || structure.header().encryption.is_some();
+    if lacks_hashes && structure.blocks() != 0 {
+        // They are looked at block by block, once.
+        return Ok(None);
+    }
+    let mut blocks = StoredBlocks::new(structure);
     let mut leaves = Vec::new();
     for (stream, page, record) in structure.pages() {
         let (bytes, entries) = checked(structure, stream, page, record)?;
         if missing_hash(&entries, structure.entry_bounds()).is_some() {
             return Ok(None);
+        }
+        let mut position = record.start_logical;
+        for entry in &entries {
+            // For its CRC-32.
+            blocks.hash(stream, position, entry)?;
+            position = position.saturating_add(u64::from(entry.logical_length));
+            progress(u64::from(entry.logical_length));
         }
         leaves.push(leaf(&bytes, &[]));
     }

@@ -104,18 +104,31 @@ impl StorageBackend for FileBackend {
     }
 
     fn companion(&self, suffix: &str) -> Result<Option<Arc<dyn StorageBackend>>, Error> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(suffix);
-        match Self::regular(Path::new(&path)) {
-            Ok(found) => Ok(Some(Arc::new(found))),
-            Err(Error { kind: ErrorKind::Open(error), .. })
-                if error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(None)
+        for path in companions(&self.path, suffix) {
+            match Self::regular(&path) {
+                Ok(found) => return Ok(Some(Arc::new(found))),
+                Err(Error { kind: ErrorKind::Open(error), .. })
+                    if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        Ok(None)
     }
+}
+
+/// Where something lies beside a file: beside its path, and where that is a link beside the file
+/// that it leads to.
+pub(crate) fn companions(path: &Path, suffix: &str) -> Vec<PathBuf> {
+    let with_suffix = |path: &Path| {
+        let mut path = path.as_os_str().to_owned();
+        path.push(suffix);
+        PathBuf::from(path)
+    };
+    let leads_to = std::fs::canonicalize(path).ok();
+    let is_link = |target: &PathBuf| target.file_name() != path.file_name() || path.is_symlink();
+    let mut places = vec![with_suffix(path)];
+    places.extend(leads_to.filter(is_link).map(|target| with_suffix(&target)));
+    places
 }
 
 #[cfg(test)]

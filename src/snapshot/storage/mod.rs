@@ -4,6 +4,7 @@ pub mod file;
 pub mod memory;
 
 pub use self::file::FileBackend;
+pub(crate) use self::file::companions;
 pub use self::memory::MemoryBackend;
 
 use std::fmt::Debug;

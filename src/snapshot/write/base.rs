@@ -158,7 +158,7 @@ impl Base {
         };
         match block.state.load(Ordering::Relaxed) {
             State::WHOLE => true,
-            State::DAMAGED => false,
+            State::DAMAGED | State::SEVERAL => false,
             // Two threads may come here at once, and find the same.
             _ if self.decode(block).is_some_and(|found| found == plain) => {
                 block.state.store(State::WHOLE, Ordering::Relaxed);
@@ -230,6 +230,8 @@ impl State {
     const UNKNOWN: u8 = 0;
     const WHOLE: u8 = 1;
     const DAMAGED: u8 = 2;
+    /// Stored in several places: which of them a reader takes is its own affair.
+    const SEVERAL: u8 = 3;
 }
 
 impl Blocks {
@@ -248,23 +250,29 @@ impl Blocks {
         Ok(blocks)
     }
 
-    /// Of blocks with one hash the last counts, as in upstream's reader, also if it is broken.
+    /// Blocks with one hash that are stored in several places, or whose entry is broken in one, are
+    /// not referred to: readers do not agree which they take, and one of them may be damaged.
     fn add(&mut self, entry: &Entry, kind: Result<EntryKind, &'static str>, blocks_max: usize) {
         if entry.hash == [0; 32] {
             return;
         }
         match kind {
-            Ok(EntryKind::Data) => {
-                let room = self.by_hash.len() < blocks_max;
-                if room || self.by_hash.contains_key(&entry.hash) {
+            Ok(EntryKind::Data) => match self.by_hash.get(&entry.hash) {
+                Some(known) if known.offset != entry.offset => self.spoil(entry),
+                Some(_) => {}
+                None if self.by_hash.len() < blocks_max => {
                     self.by_hash.insert(entry.hash, BaseBlock::from(entry));
                 }
-            }
+                None => {}
+            },
             Ok(EntryKind::Sparse | EntryKind::Parent) => {}
-            Ok(EntryKind::Nothing) | Err(_) => {
-                self.by_hash.remove(&entry.hash);
-            }
+            Ok(EntryKind::Nothing) | Err(_) => self.spoil(entry),
         }
+    }
+
+    fn spoil(&mut self, entry: &Entry) {
+        let block = self.by_hash.entry(entry.hash).or_insert_with(|| BaseBlock::from(entry));
+        *block.state.get_mut() = State::SEVERAL;
     }
 }
 
@@ -309,13 +317,20 @@ mod tests {
     }
 
     #[test]
-    fn of_blocks_with_one_hash_the_last_counts_as_in_upstreams_reader() {
+    fn blocks_of_one_hash_in_several_places_are_not_referred_to() {
         let mut blocks = Blocks { by_hash: HashMap::new() };
-        let offset = |blocks: &Blocks| blocks.by_hash.get(&[1; 32]).map(|block| block.offset);
-        blocks.add(&entry(1, 4096), Ok(EntryKind::Data), 1);
-        blocks.add(&entry(1, 5000), Ok(EntryKind::Data), 1);
-        assert_eq!(offset(&blocks), Some(5000));
-        blocks.add(&entry(1, 6000), Err("block position"), 1);
-        assert_eq!(offset(&blocks), None);
+        let state = |blocks: &Blocks| {
+            blocks.by_hash.get(&[1; 32]).map(|block| block.state.load(Ordering::Relaxed))
+        };
+        blocks.add(&entry(1, 4096), Ok(EntryKind::Data), 9);
+        // What is deduplicated has one place.
+        blocks.add(&entry(1, 4096), Ok(EntryKind::Data), 9);
+        assert_eq!(state(&blocks), Some(State::UNKNOWN));
+        blocks.add(&entry(1, 5000), Ok(EntryKind::Data), 9);
+        assert_eq!(state(&blocks), Some(State::SEVERAL));
+        let mut blocks = Blocks { by_hash: HashMap::new() };
+        blocks.add(&entry(1, 4096), Err("block position"), 9);
+        blocks.add(&entry(1, 4096), Ok(EntryKind::Data), 9);
+        assert_eq!(state(&blocks), Some(State::SEVERAL));
     }
 }

@@ -31,12 +31,18 @@ pub(crate) struct Fixture {
     pub(crate) parents: Vec<String>,
     #[serde(default)]
     pub(crate) block_device: bool,
+    /// Offset and length, as are the next.
+    pub(crate) dictionary: Option<(u64, u64)>,
+    pub(crate) signature: Option<(u64, u64)>,
+    pub(crate) public_key_file: Option<String>,
     pub(crate) metadata_kind: Option<String>,
     pub(crate) main: Option<StreamContent>,
     pub(crate) aux: Option<StreamContent>,
     pub(crate) recoverable_main: Option<Recoverable>,
     pub(crate) derived_from: Option<String>,
+    pub(crate) patch: Option<String>,
     pub(crate) expect: Option<Expect>,
+    pub(crate) upstream_0_8_2_readback: Option<Readback>,
     pub(crate) main_sha256_if_intact: Option<String>,
     pub(crate) file_sha256: String,
 }
@@ -69,6 +75,12 @@ pub(crate) struct Expect {
     pub(crate) open: String,
     pub(crate) reads: String,
     pub(crate) bad_main_ranges: Option<Vec<(u64, u64)>>,
+}
+
+/// What a reader of upstream's made of it.
+#[derive(Deserialize)]
+pub(crate) struct Readback {
+    pub(crate) result: String,
 }
 
 impl Fixture {

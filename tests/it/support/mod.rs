@@ -2,6 +2,7 @@
 
 pub(crate) mod chunks;
 pub(crate) mod client;
+pub(crate) mod contents;
 pub(crate) mod fixtures;
 pub(crate) mod packing;
 pub(crate) mod pki;

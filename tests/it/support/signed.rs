@@ -1,13 +1,14 @@
 //! Snapshots in memory that change, and their manifests.
 
 use std::io::{self, Cursor};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use hexz_nbd::snapshot::manifest::build::{BuildError, build};
 use hexz_nbd::snapshot::manifest::{self, Checked, Manifest, ManifestErrorKind, Root, Trust};
+use hexz_nbd::snapshot::signature::sign_master_index;
 use hexz_nbd::snapshot::{
     Cache, Check, Error, File, MemoryBackend, OpenOptions, SigningKey, StorageBackend, Structure,
     VerifyKey, verify,
@@ -77,6 +78,52 @@ impl StorageBackend for Replaced {
     }
 }
 
+/// A snapshot in memory that lies in a directory, perhaps with a manifest beside it, and that
+/// becomes another one of the same length when it is told so.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    bytes: Mutex<Bytes>,
+    length: u64,
+    manifest: Option<Bytes>,
+    directory: Option<PathBuf>,
+}
+
+impl Placed {
+    pub(crate) fn new(bytes: Bytes, manifest: Option<Bytes>, directory: Option<&Path>) -> Self {
+        let (length, directory) = (bytes.len() as u64, directory.map(Path::to_path_buf));
+        Self { bytes: Mutex::new(bytes), length, manifest, directory }
+    }
+
+    pub(crate) fn replace(&self, bytes: Bytes) {
+        assert_eq!(bytes.len() as u64, self.length);
+        *self.bytes.lock().unwrap() = bytes;
+    }
+}
+
+impl StorageBackend for Placed {
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let bytes = self.bytes.lock().unwrap().clone();
+        MemoryBackend::new(bytes, "placed").read_exact_at(offset, buffer)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.length
+    }
+
+    fn name(&self) -> &str {
+        "placed"
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    fn companion(&self, suffix: &str) -> Result<Option<Arc<dyn StorageBackend>>, Error> {
+        assert_eq!(suffix, manifest::EXTENSION);
+        Ok(self.manifest.clone().map(memory))
+    }
+}
+
 pub(crate) fn key(number: u8) -> SigningKey {
     SigningKey::from_seed(&[number; 32]).unwrap()
 }
@@ -91,6 +138,16 @@ pub(crate) fn structure(storage: Arc<dyn StorageBackend>) -> Result<Structure, E
 
 pub(crate) fn bytes(fixture: &str) -> Bytes {
     std::fs::read(fixtures::path(fixture)).unwrap().into()
+}
+
+/// The file with our signature of its master index.
+pub(crate) fn with_signature(snapshot: &Bytes, number: u8) -> Bytes {
+    let signed = sign_master_index(&structure(memory(snapshot.clone())).unwrap(), &key(number));
+    let signed = signed.unwrap();
+    let mut file = snapshot.to_vec();
+    file[..4096].copy_from_slice(&signed.header_area);
+    file.extend_from_slice(&signed.signature);
+    file.into()
 }
 
 /// The manifest of a snapshot, signed by key 1.

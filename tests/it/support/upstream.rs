@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hexz_common::sign::verify_digest;
 use hexz_core::algo::compression::create_compressor;
 use hexz_core::algo::encryption::Encryptor;
 use hexz_core::algo::encryption::aes_gcm::AesGcmEncryptor;
@@ -12,6 +13,7 @@ use hexz_core::api::file::ParentLoader;
 use hexz_core::format::header::Header;
 use hexz_core::store::StorageBackend;
 use hexz_core::{Archive, ArchiveStream};
+use sha2::{Digest, Sha256};
 
 /// The main stream, as upstream's own tools open a file: parents as written if they exist, else
 /// beside the child, and without their own parents.
@@ -24,6 +26,18 @@ pub(crate) fn read_main(path: &Path, passphrase: Option<&str>) -> Vec<u8> {
     let archive = open(path, passphrase, Some(&loader));
     let size = usize::try_from(archive.size(ArchiveStream::Main)).unwrap();
     archive.read_at(ArchiveStream::Main, 0, size).unwrap()
+}
+
+/// Whether a file is signed by a key, as far as upstream's header and its signatures go: what
+/// `verify_archive` of hexz-ops does. That crate would bring a hundred others with it, two older
+/// TLS libraries among them.
+pub(crate) fn is_signed_by(path: &Path, public_key: &Path) -> bool {
+    let contents = fs::read(path).unwrap();
+    let header = Header::read_from(&mut &contents[..]).unwrap();
+    let signature_at = header.signature_offset.unwrap() as usize;
+    let signature = contents[signature_at..][..64].try_into().unwrap();
+    let digest = Sha256::digest(&contents[header.index_offset as usize..signature_at]);
+    verify_digest(public_key, &digest, signature).is_ok()
 }
 
 fn open(path: &Path, passphrase: Option<&str>, loader: Option<&ParentLoader>) -> Arc<Archive> {
