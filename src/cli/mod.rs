@@ -9,6 +9,7 @@ mod escape;
 mod export_argument;
 mod exports;
 pub mod failure;
+mod generate;
 mod inspect;
 mod key_files;
 mod keygen;
@@ -55,6 +56,7 @@ enum Command {
     Sign(sign::Arguments),
     Demo(demo::Arguments),
     Certs(certs::Arguments),
+    Generate(generate::Arguments),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -82,5 +84,6 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Sign(arguments)) => sign::run(&arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(arguments),
+        Some(Command::Generate(arguments)) => generate::run(&arguments),
     }
 }

@@ -21,6 +21,7 @@ mod encryption;
 mod exports;
 mod extended;
 mod formats;
+mod generate;
 mod history;
 mod inspect;
 mod interop;
