@@ -19,8 +19,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 /// Upper bounds of the classes of latencies, in seconds: 10 µs to 10 s, three for each power of ten.
 const LATENCY_SECONDS: [f64; 19] = [
-    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0,
-    5.0, 10.0,
+    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
+    2.0, 5.0, 10.0,
 ];
 
 /// How far a connection is.
@@ -224,6 +224,10 @@ impl Metrics {
             observed: ObservedMetrics::default(),
         };
         metrics.register(version);
+        // So that they are there before the first client.
+        for state in [State::negotiation, State::transmission] {
+            metrics.connections.get_or_create(&StateLabel { state }).set(0);
+        }
         metrics
     }
 
@@ -250,7 +254,11 @@ impl Metrics {
             self.refused.clone(),
         );
         registry.register("handshakes", "TLS handshakes that ended", self.handshakes.clone());
-        registry.register("requests", "Requests that were accepted or refused", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests that were accepted or refused",
+            self.requests.clone(),
+        );
         registry.register_with_unit(
             "read",
             "Bytes of the reads that were accepted",
@@ -267,15 +275,56 @@ impl Metrics {
         registry.register("damaged_blocks", "Reads that met a damaged block", self.damaged.clone());
         registry.register("reloads", "Attempts to read everything anew", self.reloads.clone());
         let bytes = Unit::Bytes;
-        registry.register_with_unit("cache", "Blocks and index pages in the cache", bytes.clone(), observed.cache_bytes.clone());
-        registry.register_with_unit("cache_capacity", "What the cache may hold", bytes.clone(), observed.cache_capacity_bytes.clone());
-        registry.register("cache_hits", "Blocks and index pages found in the cache", observed.cache_hits.clone());
-        registry.register("cache_misses", "Blocks and index pages not found in the cache", observed.cache_misses.clone());
-        registry.register("cache_evictions", "Blocks that made room for others", observed.cache_evictions.clone());
-        registry.register_with_unit("inflight", "Granted to clients for what they asked for and have not taken", bytes, observed.inflight_bytes.clone());
-        registry.register("exports", "Exports, by whether their snapshot can be read", observed.exports.clone());
-        registry.register_with_unit("certificate_expiry_timestamp", "Last second of a certificate, in Unix time", Unit::Seconds, observed.certificates.clone());
-        registry.register_with_unit("crl_expiry_timestamp", "Last second of a revocation list, in Unix time", Unit::Seconds, observed.crls.clone());
+        registry.register_with_unit(
+            "cache",
+            "Blocks and index pages in the cache",
+            bytes.clone(),
+            observed.cache_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "cache_capacity",
+            "What the cache may hold",
+            bytes.clone(),
+            observed.cache_capacity_bytes.clone(),
+        );
+        registry.register(
+            "cache_hits",
+            "Blocks and index pages found in the cache",
+            observed.cache_hits.clone(),
+        );
+        registry.register(
+            "cache_misses",
+            "Blocks and index pages not found in the cache",
+            observed.cache_misses.clone(),
+        );
+        registry.register(
+            "cache_evictions",
+            "Blocks that made room for others",
+            observed.cache_evictions.clone(),
+        );
+        registry.register_with_unit(
+            "inflight",
+            "Granted to clients for what they asked for and have not taken",
+            bytes,
+            observed.inflight_bytes.clone(),
+        );
+        registry.register(
+            "exports",
+            "Exports, by whether their snapshot can be read",
+            observed.exports.clone(),
+        );
+        registry.register_with_unit(
+            "certificate_expiry_timestamp",
+            "Last second of a certificate, in Unix time",
+            Unit::Seconds,
+            observed.certificates.clone(),
+        );
+        registry.register_with_unit(
+            "crl_expiry_timestamp",
+            "Last second of a revocation list, in Unix time",
+            Unit::Seconds,
+            observed.crls.clone(),
+        );
     }
 
     /// A client has come.

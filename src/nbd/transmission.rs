@@ -4,8 +4,8 @@
 use bytes::{Buf, BytesMut};
 
 use crate::nbd::block_status::{Described, is_sound, push_status};
-use crate::nbd::error_counts::ErrorCounts;
 use crate::nbd::chunks::{push_content, push_done, push_error, push_whole};
+use crate::nbd::error_counts::ErrorCounts;
 use crate::nbd::limits::{EXTENTS_MAX, PART_BYTES, PARTS_AHEAD_BYTES, PREFETCH_BYTES_MAX};
 use crate::nbd::parts::{End, InParts, Part};
 use crate::nbd::reply::{ReplyTo, total_bytes};

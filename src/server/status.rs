@@ -176,9 +176,10 @@ pub(crate) fn router(observer: Observer) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/status.json", get(|State(observer): State<Observer>| async move {
-            Json(observer.status())
-        }))
+        .route(
+            "/status.json",
+            get(|State(observer): State<Observer>| async move { Json(observer.status()) }),
+        )
         .layer(axum::middleware::map_response(with_headers))
         .with_state(observer)
 }

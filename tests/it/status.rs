@@ -58,7 +58,10 @@ impl Watched {
     fn metrics(&self) -> BTreeMap<String, f64> {
         let (code, head, body) = self.get("/metrics");
         assert_eq!(code, 200);
-        assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+        assert!(
+            head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+            "{head}"
+        );
         assert!(body.ends_with("# EOF\n"), "{body}");
         let samples = body.lines().filter(|line| !line.starts_with('#'));
         let split = |line: &str| {
@@ -128,9 +131,8 @@ async fn what_clients_asked_for_is_what_the_metrics_say() {
     for (code, count) in [("EPERM", 1.0), ("EINVAL", 2.0), ("EIO", 1.0)] {
         assert_eq!(number(&format!("hexz_nbd_error_replies_total{{code=\"{code}\"}}")), count);
     }
-    let durations = |cache: &str| {
-        number(&format!("hexz_nbd_read_duration_seconds_count{{cache=\"{cache}\"}}"))
-    };
+    let durations =
+        |cache: &str| number(&format!("hexz_nbd_read_duration_seconds_count{{cache=\"{cache}\"}}"));
     assert_eq!(durations("hit") + durations("miss"), 5.0);
     assert!(durations("hit") >= 1.0 && durations("miss") >= 2.0, "{metrics:#?}");
     assert_eq!(number("hexz_nbd_connections_accepted_total"), 2.0);
@@ -216,25 +218,24 @@ fn reloads_broken_exports_and_readiness_are_told() {
 
 #[tokio::test]
 async fn a_server_that_drains_is_alive_and_not_ready() {
-    let mut watched = Watched::start(&[
-        "--drain-timeout",
-        "1min",
-        text(&fixtures::path("v082-lz4-default.hxz")),
-    ]);
+    let mut watched =
+        Watched::start(&["--drain-timeout", "1min", text(&fixtures::path("v082-lz4-default.hxz"))]);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watched.process.port()));
     let mut client = NbdClient::connect(address).await;
     client.greet(3).await;
     client.go("v082-lz4-default").await;
     // More than the sockets hold, and not taken.
-    for cookie in 0..8 {
+    for cookie in 0..4 {
         client.request(0, READ, cookie, 0, 3_000_000).await;
     }
+    let accepted = "hexz_nbd_requests_total{export=\"v082-lz4-default\",type=\"read\"}";
+    watched.wait_for(accepted, 4.0);
     watched.process.signal(Signal::TERM);
     watched.process.wait_for("stopping: clients get what they asked for", 1);
     let (code, _, body) = watched.get("/readyz");
     assert_eq!((code, body.contains("stopping")), (503, true), "{body}");
     assert_eq!(watched.get("/healthz").0, 200);
-    for cookie in 0..8 {
+    for cookie in 0..4 {
         let (error, answered, _) = client.reply(3_000_000).await;
         assert_eq!((error, answered), (0, cookie));
     }
@@ -258,7 +259,11 @@ fn nothing_is_for_other_pages_and_nobody_waits_for_long() {
         }
         assert!(!head.contains("access-control"), "{head}");
     }
-    assert!(watched.say(b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").contains(" 405 "));
+    assert!(
+        watched
+            .say(b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .contains(" 405 ")
+    );
     let huge = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));
     let answer = {
         let mut stream = TcpStream::connect(watched.address).unwrap();
@@ -324,7 +329,8 @@ fn what_other_hosts_can_reach_needs_certificates_or_to_be_said_aloud() {
     let mut answer = String::new();
     plain.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("200 OK"), "{answer}");
-    let warned = |line: &Value| line["message"].to_string().contains("the status is shown without TLS");
+    let warned =
+        |line: &Value| line["message"].to_string().contains("the status is shown without TLS");
     server.wait_until(warned, 1);
 }
 
