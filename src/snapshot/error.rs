@@ -143,7 +143,7 @@ pub enum ErrorKind {
     /// Some snapshot above this one is not one of those that the operator pinned.
     #[error(
         "its parent {parent} is not one that was pinned with parent-blake3: its BLAKE3 is {}",
-        hex(digest)
+        blake3::Hash::from_bytes(*digest)
     )]
     UnpinnedParent {
         /// The file.
@@ -263,9 +263,4 @@ fn with_source(error: &HeaderError) -> String {
         HeaderError::NoLayout(source) => format!("corrupt snapshot: {error} ({source})"),
         HeaderError::Unfinished | HeaderError::Magic | HeaderError::Version(_) => error.to_string(),
     }
-}
-
-/// Lower case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,7 +12,7 @@ use crate::snapshot::decode::{Compressor, Decoder, Encryptor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::extents::SharedBlocks;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
-use crate::snapshot::format::{Family, FormatError, PageRecord, Stream};
+use crate::snapshot::format::{Family, FormatError, Stream};
 use crate::snapshot::hash_index::HashIndex;
 use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Expected, Page};
@@ -181,15 +181,10 @@ impl File {
     /// The block with a number, in whatever stream.
     pub(crate) fn block_of_number(&self, number: u64) -> Result<Option<(Stream, Block)>, Error> {
         let index = self.structure.index();
-        let begins_before = |record: &PageRecord| record.start_block <= number;
-        let auxiliary = index.auxiliary.first().is_some_and(begins_before);
+        let first = index.auxiliary.first();
+        let auxiliary = first.is_some_and(|record| record.start_block <= number);
         let stream = if auxiliary { Stream::Auxiliary } else { Stream::Main };
-        let records = index.pages(stream);
-        let Some(page) = records.partition_point(begins_before).checked_sub(1) else {
-            return Ok(None);
-        };
-        let in_page = records.get(page).and_then(|record| number.checked_sub(record.start_block));
-        let at = in_page.and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
+        let Some((page, at)) = self.place_of(stream, number) else { return Ok(None) };
         Ok(self.page(stream, page)?.block(at).map(|block| (stream, block)))
     }
 
@@ -238,7 +233,7 @@ impl File {
     /// What was signed of a block.
     fn signed(&self, stream: Stream, block: &Block) -> Result<Expected, Error> {
         let lost = || self.damaged(Damage::Entry("no hash that was signed"), stream, block, 0);
-        let (page, at) = self.place_of(stream, block).ok_or_else(lost)?;
+        let (page, at) = self.place_of(stream, block.number).ok_or_else(lost)?;
         self.page(stream, page)?.expected(at).ok_or_else(lost)
     }
 
@@ -334,17 +329,17 @@ impl File {
         hash.try_into().map_err(|_| wrong())
     }
 
-    /// The page of a block, and its place there.
-    fn place_of(&self, stream: Stream, block: &Block) -> Option<(usize, usize)> {
+    /// The page of the block with a number, and its place there.
+    fn place_of(&self, stream: Stream, number: u64) -> Option<(usize, usize)> {
         let pages = self.structure.index().pages(stream);
-        let page = pages.partition_point(|page| page.start_block <= block.number).checked_sub(1)?;
-        let in_page = block.number.checked_sub(pages.get(page)?.start_block)?;
+        let page = pages.partition_point(|page| page.start_block <= number).checked_sub(1)?;
+        let in_page = number.checked_sub(pages.get(page)?.start_block)?;
         Some((page, usize::try_from(in_page).ok()?))
     }
 
     /// Where the entry of a block lies in the file.
     pub(crate) fn entry_position(&self, stream: Stream, block: &Block) -> Option<u64> {
-        let (page, in_page) = self.place_of(stream, block)?;
+        let (page, in_page) = self.place_of(stream, block.number)?;
         let record = self.structure.index().pages(stream).get(page)?;
         let entry = (in_page as u64).checked_mul(self.structure.family().entry_bytes())?;
         record.offset.checked_add(PAGE_COUNT_BYTES)?.checked_add(entry)

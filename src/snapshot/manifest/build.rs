@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::io::{self, Seek, SeekFrom, Write};
 
+use crate::snapshot::chain::PARENTS_MAX;
 use crate::snapshot::content::Content;
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::format::index::{Entry, EntryKind};
 use crate::snapshot::format::{Family, FormatError, PageRecord, Stream};
-use crate::snapshot::manifest::head::{Head, PARENTS_MAX, head_bytes};
+use crate::snapshot::manifest::head::{Head, head_bytes};
 use crate::snapshot::manifest::page::{Hash, decode, leaf, missing_hash, read_page};
 use crate::snapshot::manifest::root::{Root, Snapshot, root};
 use crate::snapshot::manifest::{HASH_BYTES, Shape};
@@ -46,9 +47,9 @@ pub enum BuildError {
 /// Writes the manifest of a snapshot to the beginning of `out`, which is empty.
 ///
 /// Every index page and every stored block is read, and `progress` hears how many bytes of the
-/// streams were looked at. What is no entry, does not add up, or has another CRC-32 than its entry says
-/// is not signed. Blocks are not decoded: the hashes that their entries carry are signed as they are. `parent_roots` are those of the parents'
-/// manifests, in the order of the header.
+/// streams were looked at. What is no entry, does not add up, or has another CRC-32 than its entry
+/// says is not signed. Blocks are not decoded: the hashes that their entries carry are signed as they
+/// are. `parent_roots` are those of the parents' manifests, in the order of the header.
 ///
 /// # Errors
 ///

@@ -1,6 +1,7 @@
 //! The first bytes of a manifest, up to its hashes.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use crate::snapshot::chain::PARENTS_MAX;
 use crate::snapshot::format::FormatError;
 use crate::snapshot::format::fields::FieldWriter;
 use crate::snapshot::format::fields::Fields;
@@ -9,9 +10,6 @@ use crate::snapshot::manifest::root::Root;
 
 /// First eight bytes, with the version.
 pub(super) const MAGIC: [u8; 8] = *b"HXZMAN01";
-
-/// Most parents that a snapshot may have. Format section 15.
-pub(super) const PARENTS_MAX: usize = 16;
 
 /// Length without parents, in bytes.
 pub(super) const HEAD_BYTES_MIN: u64 = 32 + 32 + 32 + 64;

@@ -258,21 +258,25 @@ impl Blocks {
         }
         match kind {
             Ok(EntryKind::Data) => match self.by_hash.get(&entry.hash) {
-                Some(known) if known.offset != entry.offset => self.spoil(entry),
+                Some(known) if known.offset != entry.offset => self.spoil(entry, blocks_max),
                 Some(_) => {}
                 None if self.by_hash.len() < blocks_max => {
                     self.by_hash.insert(entry.hash, BaseBlock::from(entry));
                 }
                 None => {}
             },
-            Ok(EntryKind::Sparse | EntryKind::Parent) => {}
-            Ok(EntryKind::Nothing) | Err(_) => self.spoil(entry),
+            // No chunk of an image is looked for that has no bytes.
+            Ok(EntryKind::Sparse | EntryKind::Parent | EntryKind::Nothing) => {}
+            Err(_) => self.spoil(entry, blocks_max),
         }
     }
 
-    fn spoil(&mut self, entry: &Entry) {
-        let block = self.by_hash.entry(entry.hash).or_insert_with(|| BaseBlock::from(entry));
-        *block.state.get_mut() = State::SEVERAL;
+    /// Without room for it, no other block of that hash gets in either.
+    fn spoil(&mut self, entry: &Entry, blocks_max: usize) {
+        if self.by_hash.len() < blocks_max || self.by_hash.contains_key(&entry.hash) {
+            let block = self.by_hash.entry(entry.hash).or_insert_with(|| BaseBlock::from(entry));
+            *block.state.get_mut() = State::SEVERAL;
+        }
     }
 }
 

@@ -87,6 +87,37 @@ fn what_is_not_as_it_was_signed_fails_and_the_rest_is_served() {
     check_good();
 }
 
+/// A block with the CRC-32 and not with the BLAKE3 that its entry has.
+#[test]
+fn blocks_are_compared_with_what_the_operator_chose() {
+    let scene = Scene::new();
+    let mut contents = fs::read(fixtures::path("h-base.hxz")).unwrap();
+    let record = structure(memory(contents.clone())).unwrap().index().main[0];
+    // The last byte of the hash of the first entry.
+    contents[record.offset as usize + 8 + 51] ^= 1;
+    scene.write("disk.hxz", contents);
+    let disk = scene.path("disk.hxz").display().to_string();
+    let config = scene.path("hexz-nbd.toml").display().to_string();
+    for (options, is_served) in [
+        (&[][..], true),
+        (&["--check", "crc"], true),
+        (&["--check", "blake3"], false),
+        (&["--config", &config], false),
+    ] {
+        fs::write(&config, "check = \"blake3\"").unwrap();
+        let server = Process::start(options.iter().chain([&disk.as_str()]));
+        let read = format!("h.connect_uri('{}')\nh.pread(1, 0)", server.uri("disk"));
+        let nbdsh = Client::new("nbdsh").args(["-c", &read]).run();
+        assert_eq!(nbdsh.status.success(), is_served, "{options:?}: {}", nbdsh.text());
+        if !is_served {
+            let told = |line: &serde_json::Value| {
+                line["error"].as_str().is_some_and(|error| error.contains("BLAKE3 differs"))
+            };
+            server.wait_until(told, 1);
+        }
+    }
+}
+
 /// Copied in the order in which most tools copy: the snapshot first.
 #[test]
 fn a_manifest_that_comes_later_is_noticed_and_a_key_that_is_replaced_lets_nobody_in() {
