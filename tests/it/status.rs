@@ -354,7 +354,7 @@ fn a_service_manager_is_told_of_the_start_of_reloads_of_life_and_of_the_stop() {
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
     let file = fixtures::path("v082-onebyte.hxz");
     let mut server = Process::start_from(command, [&file]);
-    let mut wait_for = |wanted: &[&str]| {
+    let wait_for = |wanted: &[&str]| {
         let mut buffer = [0; 4096];
         loop {
             let length = socket.recv(&mut buffer).unwrap();
