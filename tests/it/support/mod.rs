@@ -12,4 +12,5 @@ pub(crate) mod signed;
 pub(crate) mod storage;
 pub(crate) mod tls;
 pub(crate) mod upstream;
+pub(crate) mod watched;
 pub(crate) mod wire;
