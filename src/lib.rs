@@ -6,7 +6,7 @@
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
 //!           ├────→ nbd ←──────┘ (export only)
-//!           └────→ tls, metrics
+//!           └────→ tls, metrics, audit
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.
@@ -14,6 +14,7 @@
 //! * [`export`] is a snapshot under a name.
 //! * [`tls`] is who is on the other end, and what they may open.
 //! * [`metrics`] counts.
+//! * [`audit`] writes down who came, what was given and what was refused.
 //! * [`server`] has the sockets, and is the only place that waits.
 //! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
@@ -33,6 +34,7 @@
 //!
 //! And served like this, with [`serve_nbd`] or, with more choices, a [`server::Server`].
 
+pub mod audit;
 pub mod cli;
 pub mod export;
 pub mod metrics;

@@ -14,8 +14,8 @@ use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
 use crate::cli::reading::{CheckChoice, ReadingSettings, parse_digest};
 use crate::cli::settings::{
-    AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, StatusSettings,
-    TlsChoice, TlsSettings,
+    AllowSettings, AuditChoice, InsecureSettings, LimitSettings, ListenSettings,
+    MonitoringSettings, Settings, TlsChoice, TlsSettings,
 };
 use crate::cli::size::ByteSize;
 use crate::export::RoundUp;
@@ -56,6 +56,8 @@ struct Document {
     listen: Vec<String>,
     unix: Vec<PathBuf>,
     status_listen: Option<String>,
+    metrics_identities: bool,
+    audit_log: Option<PathBuf>,
     default_export: Option<String>,
     key_file: Vec<PathBuf>,
     parent_dir: Vec<PathBuf>,
@@ -218,7 +220,14 @@ impl Document {
         let settings = Settings {
             default_export: self.default_export,
             listen: ListenSettings { listen: self.listen, unix: paths(self.unix) },
-            status: StatusSettings { status_listen: self.status_listen },
+            monitoring: MonitoringSettings {
+                status_listen: self.status_listen,
+                metrics_identities: self.metrics_identities,
+                audit_log: self.audit_log.map(|to| match AuditChoice::from(to) {
+                    AuditChoice::File(file) => AuditChoice::File(path(file)),
+                    AuditChoice::Journald => AuditChoice::Journald,
+                }),
+            },
             tls: TlsSettings {
                 tls: self.tls.mode,
                 tls_cert: self.tls.cert.map(path),
@@ -292,6 +301,8 @@ mod tests {
             listen = ["0.0.0.0:10809"]
             default_export = "root"
             status_listen = "127.0.0.1:9809"
+            metrics_identities = true
+            audit_log = "audit.json"
             cache_size = "1GiB"
             negotiation_timeout = "5s"
             idle_timeout = "1h"
@@ -330,7 +341,10 @@ mod tests {
         .unwrap();
         let settings = file.settings;
         assert_eq!(settings.listen.listen, ["0.0.0.0:10809"]);
-        assert_eq!(settings.status.status_listen.as_deref(), Some("127.0.0.1:9809"));
+        let monitoring = &settings.monitoring;
+        assert_eq!(monitoring.status_listen.as_deref(), Some("127.0.0.1:9809"));
+        assert!(monitoring.metrics_identities);
+        assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/etc/audit.json".into())));
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));

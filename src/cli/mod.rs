@@ -14,6 +14,7 @@ mod inspect;
 mod key_files;
 mod keygen;
 mod logging;
+mod monitoring;
 mod open_files;
 mod pack;
 mod passphrases;

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
@@ -17,6 +16,7 @@ use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
 use crate::cli::key_files::read_verify_keys;
 use crate::cli::logging;
+use crate::cli::monitoring::Monitoring;
 use crate::cli::passphrases;
 use crate::cli::service_manager;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
@@ -26,7 +26,6 @@ use crate::cli::uri::uri;
 use crate::export::{Catalogue, RoundUp};
 use crate::server::activation::{self, HandedOver};
 use crate::server::reload::{Built, Progress, Seen};
-use crate::server::status_listener::{StatusError, StatusListener};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
 use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
@@ -169,7 +168,7 @@ pub(crate) fn endpoints(settings: &ListenSettings) -> Result<Vec<Endpoint>, Fail
     Ok(endpoints)
 }
 
-fn resolve(flag: &str, text: &str) -> Result<Vec<SocketAddr>, Failure> {
+pub(crate) fn resolve(flag: &str, text: &str) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = text.parse() {
         return Ok(vec![address]);
     }
@@ -193,14 +192,7 @@ pub(crate) struct Sockets {
 pub(crate) struct ServerSettings {
     limits: Limits,
     insecure: Insecure,
-    status: Option<StatusPlace>,
-}
-
-/// Where the status is shown, and the cache that it tells of.
-#[derive(Debug)]
-struct StatusPlace {
-    addresses: Vec<SocketAddr>,
-    cache: Arc<Cache>,
+    monitoring: Monitoring,
 }
 
 impl ServerSettings {
@@ -258,14 +250,8 @@ impl ServerSettings {
             plaintext: settings.insecure.insecure_allow_plaintext,
             anonymous: settings.insecure.insecure_allow_anonymous,
         };
-        let status = match &settings.status.status_listen {
-            Some(text) => {
-                let addresses = resolve("--status-listen", text)?;
-                Some(StatusPlace { addresses, cache: Arc::clone(cache) })
-            }
-            None => None,
-        };
-        Ok(Self { limits, insecure, status })
+        let monitoring = Monitoring::new(&settings.monitoring, cache)?;
+        Ok(Self { limits, insecure, monitoring })
     }
 }
 
@@ -283,30 +269,12 @@ pub(crate) fn run_server(
         .max_blocking_threads(settings.limits.decoders_max.get().saturating_add(SPARE_THREADS))
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
+    let closing = settings.monitoring.closing();
     let outcome = runtime.block_on(serve(sockets, settings, build, announce));
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
+    closing.close();
     outcome
-}
-
-/// The status is seen from before the first client to after the last.
-async fn status_listeners(
-    server: &Server,
-    status: Option<StatusPlace>,
-) -> Result<Vec<StatusListener>, Failure> {
-    let mut listeners = Vec::new();
-    if let Some(StatusPlace { addresses, cache }) = status {
-        let observer = server.observer(cache);
-        for address in addresses {
-            listeners.push(match StatusListener::bind(address, observer.clone()).await {
-                Err(error @ StatusError::Exposed(_)) => {
-                    return Err(Failure::Usage(error.to_string()));
-                }
-                bound => bound?,
-            });
-        }
-    }
-    Ok(listeners)
 }
 
 /// For the service manager.
@@ -352,18 +320,14 @@ async fn serve(
     let Built { policy, files, exports } = built?;
     let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
-    let ServerSettings { limits, insecure, status } = settings;
+    let ServerSettings { limits, insecure, monitoring } = settings;
     let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
     let server = match bound {
         Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
-    let mut showing_status = JoinSet::new();
-    for listener in status_listeners(&server, status).await? {
-        tracing::info!(address = %listener.address()?, "showing the status");
-        showing_status.spawn(listener.run());
-    }
+    let _watching = monitoring.watch(&server).await?;
     announce(&endpoints)?;
     for export in catalogue.iter() {
         let info = export.info();

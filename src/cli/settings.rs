@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
@@ -32,17 +33,50 @@ pub(crate) struct ListenSettings {
     pub(crate) unix: Vec<PathBuf>,
 }
 
-/// Who is told how the server is.
+/// Who is told how the server is, and who was here.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 #[group(skip)]
-pub(crate) struct StatusSettings {
-    /// Address and port of the status: /metrics for Prometheus, /healthz, /readyz, /status.json
+#[command(next_help_heading = "Monitoring")]
+pub(crate) struct MonitoringSettings {
+    /// Address and port of the status: a page for people at /, /metrics for Prometheus, /healthz,
+    /// /readyz, /status.json
     ///
     /// Plain HTTP on loopback, such as `127.0.0.1:9809`. What other hosts can reach is HTTPS with
     /// client certificates, with the certificate and the client CA of NBD, unless
-    /// --insecure-allow-plaintext is given.
+    /// --insecure-allow-plaintext is given. The page and /status.json name clients and exports.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) status_listen: Option<String>,
+
+    /// Count reads by the identity of the client too, in /metrics
+    ///
+    /// Whoever collects the metrics then knows who reads what.
+    #[arg(long)]
+    pub(crate) metrics_identities: bool,
+
+    /// Record who comes, what they open and what they are refused, one JSON line each: in a file, or
+    /// in systemd's journal with the word `journald`
+    ///
+    /// The file is opened again on SIGHUP, as logrotate needs it. What cannot be written is counted
+    /// in the metrics and does not keep anybody from being served.
+    #[arg(
+        long,
+        value_name = "FILE|journald",
+        value_parser = PathBufValueParser::new().map(AuditChoice::from),
+    )]
+    pub(crate) audit_log: Option<AuditChoice>,
+}
+
+/// Where the audit log is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AuditChoice {
+    Journald,
+    File(PathBuf),
+}
+
+impl From<PathBuf> for AuditChoice {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "journald" { Self::Journald } else { Self::File(path) }
+    }
 }
 
 /// Certificates, and what is done without them.
@@ -205,7 +239,7 @@ pub(crate) struct Settings {
     pub(crate) listen: ListenSettings,
 
     #[command(flatten)]
-    pub(crate) status: StatusSettings,
+    pub(crate) monitoring: MonitoringSettings,
 
     #[command(flatten)]
     pub(crate) tls: TlsSettings,
@@ -236,12 +270,15 @@ impl Settings {
             (other_tls.tls_cert, other_tls.tls_key, other_tls.tls_certificates)
         };
         let listens = self.listen != ListenSettings::default();
-        let limits = self.limits;
+        let (limits, monitoring) = (self.limits, self.monitoring);
         Self {
             default_export: self.default_export.or(other.default_export),
             listen: if listens { self.listen } else { other.listen },
-            status: StatusSettings {
-                status_listen: self.status.status_listen.or(other.status.status_listen),
+            monitoring: MonitoringSettings {
+                status_listen: monitoring.status_listen.or(other.monitoring.status_listen),
+                metrics_identities: monitoring.metrics_identities
+                    || other.monitoring.metrics_identities,
+                audit_log: monitoring.audit_log.or(other.monitoring.audit_log),
             },
             tls: TlsSettings {
                 tls: tls.tls.or(other_tls.tls),

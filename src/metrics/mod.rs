@@ -4,8 +4,12 @@
 //! a request touches atomic numbers and no map. What is known anyway, like the size of the cache, is
 //! not counted at all but told when somebody asks: [`Observed`].
 
+mod latency;
+
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
@@ -17,11 +21,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Upper bounds of the classes of latencies, in seconds: 10 µs to 10 s, three for each power of ten.
-const LATENCY_SECONDS: [f64; 19] = [
-    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
-    2.0, 5.0, 10.0,
-];
+use crate::metrics::latency::{BOUNDS, Latency};
+
+pub use self::latency::Classes;
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -109,6 +111,12 @@ struct ExportLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabels {
+    export: String,
+    identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabel {
     code: String,
 }
@@ -134,7 +142,31 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-type Latency = HistogramWithExemplars<ConnectionLabel>;
+/// As many identities are told by name, for each of those who could make others; the rest is `other`.
+const IDENTITIES_MAX: usize = 1000;
+
+/// The names of those who have read, if they are to be told.
+#[derive(Debug, Default)]
+struct Identities {
+    are_told: AtomicBool,
+    seen: Mutex<HashSet<String>>,
+}
+
+impl Identities {
+    /// The label for a client.
+    fn label(&self, identity: Option<&str>) -> Option<String> {
+        if !self.are_told.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Some(identity) = identity else { return Some(String::new()) };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= IDENTITIES_MAX && !seen.contains(identity) {
+            return Some("other".to_owned());
+        }
+        seen.insert(identity.to_owned());
+        Some(identity.to_owned())
+    }
+}
 
 /// What is counted. One for the whole process.
 pub struct Metrics {
@@ -149,8 +181,32 @@ pub struct Metrics {
     errors: Family<CodeLabel, Counter>,
     hits: Latency,
     misses: Latency,
+    /// The same as `misses`, with examples.
+    shown_misses: HistogramWithExemplars<ConnectionLabel>,
+    all: Totals,
     reloads: Family<OutcomeLabel, Counter>,
+    identities: Identities,
+    identity_reads: Family<IdentityLabels, Counter>,
+    identity_read_bytes: Family<IdentityLabels, Counter>,
     observed: ObservedMetrics,
+}
+
+/// Of all exports together, or of one client.
+#[derive(Debug, Clone, Default)]
+struct Totals {
+    reads: Counter,
+    read_bytes: Counter,
+}
+
+/// What was done since the start, all exports together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    /// Reads that were accepted.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// How long those took that were done.
+    pub latency: Classes,
 }
 
 /// What is only told.
@@ -161,6 +217,7 @@ struct ObservedMetrics {
     cache_hits: Counter<u64, AtomicU64>,
     cache_misses: Counter<u64, AtomicU64>,
     cache_evictions: Counter<u64, AtomicU64>,
+    audit_errors: Counter<u64, AtomicU64>,
     inflight_bytes: Gauge,
     exports: Family<ExportsLabel, Gauge>,
     certificates: Family<CertificateLabels, Gauge>,
@@ -182,6 +239,8 @@ pub struct Observed {
     pub cache_evictions: u64,
     /// Bytes that were asked for and not taken yet, as far as they are granted.
     pub inflight_bytes: u64,
+    /// Lines that the audit log lacks, and attempts to open it again that failed.
+    pub audit_errors: u64,
     /// Exports that are served.
     pub exports_served: u64,
     /// Exports whose snapshot cannot be opened.
@@ -207,7 +266,6 @@ impl Metrics {
     /// Nothing is counted yet. `version` is that of the program.
     #[must_use]
     pub fn new(version: &'static str) -> Self {
-        let latency = || Latency::new(LATENCY_SECONDS.into_iter());
         let mut metrics = Self {
             registry: Registry::with_prefix("hexz_nbd"),
             connections: Family::default(),
@@ -218,9 +276,14 @@ impl Metrics {
             read_bytes: Family::default(),
             damaged: Family::default(),
             errors: Family::default(),
-            hits: latency(),
-            misses: latency(),
+            hits: Latency::default(),
+            misses: Latency::default(),
+            shown_misses: HistogramWithExemplars::new(BOUNDS.into_iter()),
+            all: Totals::default(),
             reloads: Family::default(),
+            identities: Identities::default(),
+            identity_reads: Family::default(),
+            identity_read_bytes: Family::default(),
             observed: ObservedMetrics::default(),
         };
         metrics.register(version);
@@ -250,7 +313,7 @@ impl Metrics {
         registry.register("connections_accepted", "Clients that came", self.accepted.clone());
         registry.register(
             "connections_refused",
-            "Clients that were turned away before a word was said",
+            "Clients that were not given what they came for, by the first reason",
             self.refused.clone(),
         );
         registry.register("handshakes", "TLS handshakes that ended", self.handshakes.clone());
@@ -267,14 +330,30 @@ impl Metrics {
         );
         registry.register("error_replies", "Requests answered with an error", self.errors.clone());
         let help = "From a read that was taken up to its bytes";
-        for (cache, latency) in [("hit", &self.hits), ("miss", &self.misses)] {
+        for cache in ["hit", "miss"] {
             let labels = [("cache".into(), cache.into())];
             let labelled = registry.sub_registry_with_labels(labels.into_iter());
-            labelled.register_with_unit("read_duration", help, Unit::Seconds, latency.clone());
+            let (name, unit) = ("read_duration", Unit::Seconds);
+            if cache == "hit" {
+                labelled.register_with_unit(name, help, unit, self.hits.clone());
+            } else {
+                labelled.register_with_unit(name, help, unit, self.shown_misses.clone());
+            }
         }
         registry.register("damaged_blocks", "Reads that met a damaged block", self.damaged.clone());
         registry.register("reloads", "Attempts to read everything anew", self.reloads.clone());
+        registry.register(
+            "identity_reads",
+            "Reads that were accepted, by who asked; empty unless identities are to be told",
+            self.identity_reads.clone(),
+        );
         let bytes = Unit::Bytes;
+        registry.register_with_unit(
+            "identity_read",
+            "Bytes of the reads that were accepted, by who asked",
+            bytes.clone(),
+            self.identity_read_bytes.clone(),
+        );
         registry.register_with_unit(
             "cache",
             "Blocks and index pages in the cache",
@@ -301,6 +380,11 @@ impl Metrics {
             "cache_evictions",
             "Blocks that made room for others",
             observed.cache_evictions.clone(),
+        );
+        registry.register(
+            "audit_errors",
+            "Lines that the audit log lacks, and attempts to open it again that failed",
+            observed.audit_errors.clone(),
         );
         registry.register_with_unit(
             "inflight",
@@ -332,7 +416,7 @@ impl Metrics {
         self.accepted.inc();
     }
 
-    /// A client was turned away, for a reason in one word.
+    /// A client was not given what it came for, for a reason in one word.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
@@ -354,7 +438,26 @@ impl Metrics {
         self.handshakes.get_or_create(&labels).inc();
     }
 
+    /// From now on who reads is told by name.
+    pub fn tell_identities(&self) {
+        self.identities.are_told.store(true, Ordering::Relaxed);
+    }
+
     /// What to count the requests of a client by that has chosen an export.
+    #[must_use]
+    pub fn client(&self, export: &str, identity: Option<&str>) -> ExportMetrics {
+        let mut counters = self.export(export);
+        counters.identity = self.identities.label(identity).map(|identity| {
+            let labels = IdentityLabels { export: export.to_owned(), identity };
+            Totals {
+                reads: self.identity_reads.get_or_create_owned(&labels),
+                read_bytes: self.identity_read_bytes.get_or_create_owned(&labels),
+            }
+        });
+        counters
+    }
+
+    /// What the requests of all clients to an export are counted by.
     #[must_use]
     pub fn export(&self, export: &str) -> ExportMetrics {
         let requests = RequestType::ALL.map(|request| {
@@ -366,6 +469,8 @@ impl Metrics {
             requests,
             read_bytes: self.read_bytes.get_or_create_owned(&label),
             damaged: self.damaged.get_or_create_owned(&label),
+            all: self.all.clone(),
+            identity: None,
         }
     }
 
@@ -377,10 +482,11 @@ impl Metrics {
     /// A read took so long. Of those that had to wait, the connection is shown as an example.
     pub fn read_took(&self, outcome: CacheOutcome, took: Duration, connection: &dyn fmt::Display) {
         match outcome {
-            CacheOutcome::Hit => self.hits.observe(took.as_secs_f64(), None, None),
+            CacheOutcome::Hit => self.hits.observe(took),
             CacheOutcome::Miss => {
+                self.misses.observe(took);
                 let example = ConnectionLabel { connection: connection.to_string() };
-                self.misses.observe(took.as_secs_f64(), Some(example), None);
+                self.shown_misses.observe(took.as_secs_f64(), Some(example), None);
             }
         }
     }
@@ -389,6 +495,16 @@ impl Metrics {
     pub fn reloaded(&self, is_success: bool) {
         let outcome = if is_success { "success" } else { "failure" };
         self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// What was done until now.
+    #[must_use]
+    pub fn done(&self) -> Done {
+        Done {
+            reads: self.all.reads.get(),
+            read_bytes: self.all.read_bytes.get(),
+            latency: self.hits.classes().and(self.misses.classes()),
+        }
     }
 
     /// All of it in the OpenMetrics text format, with how things are now.
@@ -420,8 +536,9 @@ impl ObservedMetrics {
             (&self.cache_hits, now.cache_hits),
             (&self.cache_misses, now.cache_misses),
             (&self.cache_evictions, now.cache_evictions),
+            (&self.audit_errors, now.audit_errors),
         ] {
-            counter.inner().store(value, std::sync::atomic::Ordering::Relaxed);
+            counter.inner().store(value, Ordering::Relaxed);
         }
         for (state, exports) in [("served", now.exports_served), ("broken", now.exports_broken)] {
             self.exports.get_or_create(&ExportsLabel { state }).set(signed(exports));
@@ -456,11 +573,17 @@ pub struct ExportMetrics {
     requests: [Counter; 5],
     read_bytes: Counter,
     damaged: Counter,
+    all: Totals,
+    identity: Option<Totals>,
 }
 
 impl ExportMetrics {
     /// So many requests, in the order of [`RequestType::ALL`].
     pub fn requests(&self, counts: [u64; 5]) {
+        let [reads, ..] = counts;
+        for totals in [Some(&self.all), self.identity.as_ref()].into_iter().flatten() {
+            totals.reads.inc_by(reads);
+        }
         for (counter, count) in self.requests.iter().zip(counts) {
             if count != 0 {
                 counter.inc_by(count);
@@ -471,6 +594,16 @@ impl ExportMetrics {
     /// So many bytes of reads.
     pub fn read_bytes(&self, bytes: u64) {
         self.read_bytes.inc_by(bytes);
+        for totals in [Some(&self.all), self.identity.as_ref()].into_iter().flatten() {
+            totals.read_bytes.inc_by(bytes);
+        }
+    }
+
+    /// All of its requests, the bytes of its reads, and those that met a damaged block.
+    #[must_use]
+    pub fn totals(&self) -> [u64; 3] {
+        let requests = self.requests.iter().map(Counter::get).sum();
+        [requests, self.read_bytes.get(), self.damaged.get()]
     }
 
     /// A read met a damaged block.

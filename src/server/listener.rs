@@ -14,6 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::server::activation::{HandedOver, StdSocket};
+use crate::server::client;
 use crate::server::panics::Contained;
 use crate::server::session::{self, Peer};
 use crate::server::{ServerError, Shared};
@@ -135,8 +136,7 @@ impl Listener {
             match accepted {
                 Accepted::Tcp(stream, peer) => {
                     let Some(address_slot) = shared.addresses.admit(peer.ip()) else {
-                        shared.metrics.refused("address_limit");
-                        tracing::info!(%peer, "turned away: too many connections of one address");
+                        client::turned_away(Peer::Tcp(peer), &shared);
                         continue;
                     };
                     if let Err(error) = keep_alive(&stream) {

@@ -2,13 +2,18 @@
 
 pub mod activation;
 pub(crate) mod budget;
+pub(crate) mod client;
 pub(crate) mod connection_id;
+pub(crate) mod history;
 pub(crate) mod inflight;
 pub mod listener;
+pub(crate) mod log_ration;
 pub(crate) mod offer;
 pub(crate) mod panics;
 pub mod policy;
+pub(crate) mod refusal;
 pub mod reload;
+pub(crate) mod roster;
 pub(crate) mod session;
 pub(crate) mod shutdown;
 pub mod status;
@@ -19,14 +24,15 @@ pub(crate) mod upgrade;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::AuditLog;
 use crate::export::Catalogue;
 use crate::metrics::Metrics;
 use crate::nbd::limits::OWED_BYTES_MAX;
@@ -34,6 +40,8 @@ use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
+use crate::server::log_ration::LogRation;
+use crate::server::roster::Roster;
 use crate::server::session::Peer;
 use crate::server::status::Observer;
 use crate::server::upgrade::Turns;
@@ -180,7 +188,12 @@ pub(crate) struct Shared {
     pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
     pub(crate) decoders: Arc<Semaphore>,
+    pub(crate) started: SystemTime,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) roster: Roster,
+    pub(crate) log_ration: LogRation,
+    /// Empty without an audit log.
+    pub(crate) audit: OnceLock<AuditLog>,
     pub(crate) tasks: TaskTracker,
     /// No new clients and requests; what was accepted is answered.
     pub(crate) stop: CancellationToken,
@@ -265,7 +278,11 @@ impl Server {
             turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,
+            started: SystemTime::now(),
             metrics: Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))),
+            roster: Roster::default(),
+            log_ration: LogRation::new(),
+            audit: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -282,6 +299,14 @@ impl Server {
     #[must_use]
     pub fn streams(&self) -> Streams {
         Streams { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Records from now on who comes, what is given and what is refused. Once in the life of a server;
+    /// a second log is not written to.
+    pub fn audit_to(&self, log: AuditLog) {
+        if self.shared.audit.set(log).is_err() {
+            tracing::error!("there is an audit log already");
+        }
     }
 
     /// What tells others how the server is. `cache` is the one of its snapshots.
@@ -308,6 +333,11 @@ impl Server {
         for listener in listeners {
             accepting.spawn(listener.accept_all(Arc::clone(&shared)));
         }
+        let for_summaries = Arc::clone(&shared);
+        accepting.spawn(async move {
+            for_summaries.log_ration.summarize().await;
+            Ok(())
+        });
         let outcome = tokio::select! {
             () = stop.cancelled() => Ok(()),
             Some(ended) = accepting.join_next() => ended.unwrap_or(Ok(())),

@@ -79,16 +79,6 @@ pub(crate) struct Certified {
     chain: Vec<CertificateDer<'static>>,
 }
 
-impl Shown {
-    /// Who it is, if it has shown a certificate.
-    pub(crate) fn identity(&self) -> Option<&PeerIdentity> {
-        match self {
-            Self::Tls(client) => client.as_ref().map(|client| &client.identity),
-            Self::Nothing | Self::Plaintext => None,
-        }
-    }
-}
-
 impl Certified {
     /// From a chain that was verified in a handshake.
     pub(crate) fn new(chain: &[CertificateDer<'_>]) -> Result<Self, IdentityError> {

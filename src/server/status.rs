@@ -1,9 +1,12 @@
 //! How the server is, over HTTP: for Prometheus, for whoever balances load, and for people.
 //!
 //! Its listener is its own, so that nobody who asks how the server is takes a client's place. What
-//! it tells is what an operator may know: names of exports, numbers, dates; no identity of a client.
+//! it tells is for operators: all exports, and who reads them. The metrics, which go to other
+//! systems, name no client unless that was asked for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,8 +16,12 @@ use axum::routing::get;
 use rustls::ServerConfig;
 use serde::Serialize;
 
+use crate::audit::{AuditLog, Tls};
 use crate::metrics::{CertificateExpiry, Metrics, Observed};
 use crate::server::Shared;
+use crate::server::client::{Client, Known};
+use crate::server::history::{History, unix_seconds};
+use crate::server::roster::Refused;
 use crate::snapshot::Cache;
 use crate::tls::Expiring;
 
@@ -23,12 +30,18 @@ use crate::tls::Expiring;
 pub struct Observer {
     pub(crate) shared: Arc<Shared>,
     cache: Arc<Cache>,
+    history: Arc<History>,
 }
+
+/// Clients that are told one by one. The others are only counted.
+const CLIENTS_MAX: usize = 500;
 
 /// The state in a form that machines read. The names are those of the JSON and stay as they are.
 #[derive(Debug, Serialize)]
 struct Status {
     version: &'static str,
+    now_unix_seconds: f64,
+    started_unix_seconds: f64,
     /// Whether clients are to come.
     ready: bool,
     /// Whether the server is stopping.
@@ -38,6 +51,10 @@ struct Status {
     broken_exports: Vec<String>,
     connections: usize,
     connections_max: usize,
+    /// Those that came first, if there are very many.
+    clients: Vec<ClientStatus>,
+    /// The newest first.
+    refusals: Vec<RefusalStatus>,
     cache: CacheStatus,
     inflight_bytes: u64,
     expiries: Vec<ExpiryStatus>,
@@ -48,6 +65,35 @@ struct ExportStatus {
     name: String,
     size_bytes: u64,
     description: String,
+    /// Clients that may read it now.
+    connections: usize,
+    requests: u64,
+    read_bytes: u64,
+    /// Reads that met a damaged block.
+    damaged_blocks: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ClientStatus {
+    id: String,
+    peer: String,
+    since_unix_seconds: f64,
+    state: &'static str,
+    identity: Option<String>,
+    fingerprint: Option<String>,
+    tls: Option<Tls>,
+    export: Option<String>,
+    reads: u64,
+    read_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RefusalStatus {
+    unix_seconds: f64,
+    id: Option<String>,
+    peer: String,
+    identity: Option<String>,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,13 +114,18 @@ struct ExpiryStatus {
 
 impl Observer {
     pub(crate) fn new(shared: Arc<Shared>, cache: Arc<Cache>) -> Self {
-        Self { shared, cache }
+        Self { shared, cache, history: Arc::default() }
     }
 
     /// What is counted.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// Remembers what the last minutes were like, until the future is dropped.
+    pub fn remember(&self) -> impl Future<Output = ()> + use<> {
+        Arc::clone(&self.history).record(Arc::clone(&self.shared.metrics))
     }
 
     /// Whether clients are to come: not while the server stops, nor without a single export.
@@ -109,6 +160,7 @@ impl Observer {
             cache_misses: statistics.misses,
             cache_evictions: statistics.evictions,
             inflight_bytes: self.shared.inflight.granted_bytes(),
+            audit_errors: self.shared.audit.get().map_or(0, AuditLog::errors),
             exports_served: policy.catalogue.iter().count() as u64,
             exports_broken: policy.catalogue.broken().count() as u64,
             certificates: certificates
@@ -131,14 +183,32 @@ impl Observer {
         let policy = Arc::clone(&self.shared.policy.borrow());
         let observed = self.observed();
         let connections_max = self.shared.limits.connections_max.get();
+        let clients = self.shared.roster.clients().into_iter();
+        let clients: Vec<_> = clients.map(|client| (client.known(), client)).collect();
+        let mut readers: HashMap<&str, usize> = HashMap::new();
+        for export in clients.iter().filter_map(|(known, _)| known.export.as_deref()) {
+            let count = readers.entry(export).or_default();
+            *count = count.saturating_add(1);
+        }
         let exports = policy.catalogue.iter().map(|export| {
             let info = export.info();
-            let (name, description) = (info.name.clone(), info.description.clone());
-            ExportStatus { name, size_bytes: info.size_bytes, description }
+            let [requests, read_bytes, damaged_blocks] =
+                self.shared.metrics.export(&info.name).totals();
+            ExportStatus {
+                name: info.name.clone(),
+                size_bytes: info.size_bytes,
+                description: info.description.clone(),
+                connections: readers.get(info.name.as_str()).copied().unwrap_or(0),
+                requests,
+                read_bytes,
+                damaged_blocks,
+            }
         });
         let expiries = policy.tls.as_ref().map_or(&[][..], |tls| tls.config.expiries());
         Status {
             version: env!("CARGO_PKG_VERSION"),
+            now_unix_seconds: unix_seconds(SystemTime::now()),
+            started_unix_seconds: unix_seconds(self.shared.started),
             ready: self.is_ready(),
             draining: self.shared.stop.is_cancelled(),
             exports: exports.collect(),
@@ -146,6 +216,8 @@ impl Observer {
             connections: connections_max
                 .saturating_sub(self.shared.connections.available_permits()),
             connections_max,
+            clients: clients.iter().take(CLIENTS_MAX).map(client_status).collect(),
+            refusals: self.shared.roster.refusals().into_iter().map(Into::into).collect(),
             cache: CacheStatus {
                 bytes: observed.cache_bytes,
                 capacity_bytes: observed.cache_capacity_bytes,
@@ -170,6 +242,35 @@ impl Observer {
     }
 }
 
+fn client_status((known, client): &(Known, Arc<Client>)) -> ClientStatus {
+    let (reads, read_bytes) = client.reads();
+    let identity = known.certified.as_ref().map(|certified| &certified.identity);
+    ClientStatus {
+        id: client.id.to_string(),
+        peer: client.peer.to_string(),
+        since_unix_seconds: unix_seconds(client.came),
+        state: if known.export.is_some() { "transmission" } else { "negotiation" },
+        identity: known.names(),
+        fingerprint: identity.map(|identity| identity.fingerprint.to_string()),
+        tls: known.tls,
+        export: known.export.clone(),
+        reads,
+        read_bytes,
+    }
+}
+
+impl From<Refused> for RefusalStatus {
+    fn from(refused: Refused) -> Self {
+        Self {
+            unix_seconds: unix_seconds(refused.at),
+            id: refused.id.map(|id| id.to_string()),
+            peer: refused.peer.to_string(),
+            identity: refused.identity,
+            reason: refused.reason,
+        }
+    }
+}
+
 /// Everything that can be asked.
 pub(crate) fn router(observer: Observer) -> Router {
     Router::new()
@@ -179,6 +280,10 @@ pub(crate) fn router(observer: Observer) -> Router {
         .route(
             "/status.json",
             get(|State(observer): State<Observer>| async move { Json(observer.status()) }),
+        )
+        .route(
+            "/history.json",
+            get(|State(observer): State<Observer>| async move { Json(observer.history.tell()) }),
         )
         .layer(axum::middleware::map_response(with_headers))
         .with_state(observer)

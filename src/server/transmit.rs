@@ -19,7 +19,7 @@ use crate::nbd::{
     Transmission, Work,
 };
 use crate::server::Shared;
-use crate::server::connection_id::ConnectionId;
+use crate::server::client::Client;
 use crate::server::session::{INPUT_BYTES, STOP_GRACE, SessionError, Stream};
 
 /// Work that is done, and what the metrics want to know of it.
@@ -42,7 +42,7 @@ pub(crate) async fn transmit(
     outbox: Outbox,
     entered: Entered<Arc<Export>>,
     shared: &Shared,
-    id: ConnectionId,
+    client: &Client,
     served: &mut Served,
 ) -> Result<Ending, SessionError> {
     let Entered { export, replies, contexts } = entered;
@@ -54,7 +54,9 @@ pub(crate) async fn transmit(
     // Enough to keep every decoder busy, and so few that clients take turns.
     let working_max = shared.limits.decoders_max.get().saturating_mul(2);
     let mut clock = Clock::new(shared.limits.idle_timeout);
-    let counters = Counters { id, shared, export: shared.metrics.export(&export.info().name) };
+    let names = client.known().names();
+    let counted = shared.metrics.client(&export.info().name, names.as_deref());
+    let counters = Counters { client, shared, export: counted };
     let mut stopped = None;
     let mut unflushed = true;
     loop {
@@ -137,7 +139,7 @@ async fn until(deadline: Option<Instant>) {
 
 /// Counts what one client asks for.
 struct Counters<'a> {
-    id: ConnectionId,
+    client: &'a Client,
     shared: &'a Shared,
     export: ExportMetrics,
 }
@@ -162,12 +164,13 @@ impl Counters<'_> {
                 self.shared.metrics.error_replies(&format!("{error:?}"), count);
             }
         }
+        self.client.has_served(&now);
         *before = now;
     }
 
     fn took(&self, done: &Done) {
         if let Outcome::Read(_, outcome) = &done.outcome {
-            self.shared.metrics.read_took(done.cache, done.took, &self.id);
+            self.shared.metrics.read_took(done.cache, done.took, &self.client.id);
             if outcome.as_ref().is_err_and(|failure| failure.error == Errno::EIO) {
                 self.export.damaged();
             }

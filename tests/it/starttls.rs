@@ -662,7 +662,7 @@ fn error(line: &serde_json::Value) -> &str {
 
 /// Whether it tells of a client that got anywhere.
 fn was_let_in(line: &serde_json::Value) -> bool {
-    line["message"] == "opened" || line["message"] == "nothing opened"
+    line["message"] == "opened" || line["version"].is_string()
 }
 
 /// What nbd-client would have to tell its user.

@@ -1,90 +1,26 @@
 //! The status over HTTP: its numbers are those of what clients really did, and it is shown to
 //! nobody who should not see it.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::support::client::Client as NbdClient;
 use crate::support::fixtures;
 use crate::support::pki::{Maker, Pki, text};
 use crate::support::process::{Client, HEXZ_NBD, Process, refused};
+use crate::support::watched::Watched;
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
 const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
-
-/// A server whose status is shown on a port of its own.
-struct Watched {
-    process: Process,
-    address: SocketAddr,
-}
-
-impl Watched {
-    fn start(arguments: &[&str]) -> Self {
-        let process = Process::start(["--status-listen", "127.0.0.1:0"].iter().chain(arguments));
-        let address = process.log().iter().find_map(|line| {
-            (line["message"] == "showing the status")
-                .then(|| line["address"].as_str().unwrap().parse().unwrap())
-        });
-        Self { address: address.unwrap(), process }
-    }
-
-    /// Status code, head and body.
-    fn get(&self, path: &str) -> (u16, String, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        let answer = self.say(request.as_bytes());
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (code, head.to_ascii_lowercase(), body.to_owned())
-    }
-
-    fn say(&self, request: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        stream.write_all(request).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn metrics(&self) -> BTreeMap<String, f64> {
-        let (code, head, body) = self.get("/metrics");
-        assert_eq!(code, 200);
-        assert!(
-            head.contains("content-type: application/openmetrics-text; version=1.0.0"),
-            "{head}"
-        );
-        assert!(body.ends_with("# EOF\n"), "{body}");
-        let samples = body.lines().filter(|line| !line.starts_with('#'));
-        let split = |line: &str| {
-            let line = line.split(" # ").next().unwrap();
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            (name.to_owned(), value.parse().unwrap())
-        };
-        samples.map(split).collect()
-    }
-
-    /// Waits until a number is as it should be: what a client is told comes before it is counted.
-    fn wait_for(&self, name: &str, expected: f64) {
-        let end = Instant::now() + Duration::from_secs(30);
-        loop {
-            let metrics = self.metrics();
-            if metrics.get(name) == Some(&expected) {
-                return;
-            }
-            assert!(Instant::now() < end, "{name} is not {expected}: {metrics:#?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
 
 #[tokio::test]
 async fn what_clients_asked_for_is_what_the_metrics_say() {
@@ -188,10 +124,98 @@ fn handshakes_and_expiries_are_told_and_nobodys_name() {
         assert!(expiry(role).unwrap() > now.as_secs_f64(), "{role}: {metrics:#?}");
     }
     let (_, _, metrics) = watched.get("/metrics");
-    let (_, _, status) = watched.get("/status.json");
-    for told in [metrics, status] {
-        assert!(!told.contains("alice") && !told.contains("mallory"), "{told}");
+    assert!(!metrics.contains("alice") && !metrics.contains("mallory"), "{metrics}");
+    assert!(!metrics.contains("hexz_nbd_identity_reads_total{"), "{metrics}");
+}
+
+#[test]
+fn reads_are_counted_by_identity_if_that_is_asked_for() {
+    let pki = Pki::new(Maker::OpensslEcdsa);
+    let (bundle, file) = (pki.path("srv.pem"), fixtures::path("v082-onebyte.hxz"));
+    let arguments = ["--metrics-identities", "--tls-cert", text(&bundle), text(&file)];
+    let watched = Watched::start(&arguments);
+    for name in ["alice", "bob"] {
+        let uri = pki.good(name).uri(watched.process.port(), "v082-onebyte");
+        let copy = tempfile::NamedTempFile::new().unwrap();
+        let options = ["--connections=1", "--no-extents"];
+        Client::new("nbdcopy").args(options).arg(uri).arg(copy.path()).run().succeeded();
     }
+    for (metric, value) in [("reads", 1.0), ("read_bytes", 1.0)] {
+        for name in ["alice", "bob"] {
+            let labels = format!("export=\"v082-onebyte\",identity=\"CN=\\\"{name}\\\"\"");
+            watched.wait_for(&format!("hexz_nbd_identity_{metric}_total{{{labels}}}"), value);
+        }
+    }
+    let (code, line) = refused(&["--metrics-identities", text(&file)]);
+    assert_eq!((code, line.contains("give --status-listen too")), (2, true), "{line}");
+}
+
+#[tokio::test]
+async fn who_is_here_and_who_was_refused_is_shown_and_the_last_minutes_are_remembered() {
+    let pki = Pki::new(Maker::OpensslEcdsa);
+    let alice = pki.good("alice");
+    let watched = Watched::start(&[
+        "--tls=on",
+        "--tls-cert",
+        text(&pki.path("srv.pem")),
+        &format!("disk={},plaintext", text(&fixtures::path("v082-lz4-aux.hxz"))),
+    ]);
+    let port = watched.process.port();
+    let python = "h.pread(4096, 0); import time; time.sleep(600)";
+    let shell = Client::new("nbdsh").args(["-u", &alice.uri(port, "disk"), "-c", python]).start();
+    watched.wait_for("hexz_nbd_read_bytes_total{export=\"disk\"}", 4096.0);
+    let mut plain = NbdClient::connect((Ipv4Addr::LOCALHOST, port).into()).await;
+    plain.greet(3).await;
+    watched.wait_for("hexz_nbd_connections{state=\"negotiation\"}", 1.0);
+    let uri = alice.uri(port, "<nil>\u{1b}");
+    Client::new("nbdinfo").arg(uri).run().failed();
+    watched.wait_for("hexz_nbd_connections_refused_total{reason=\"no_such_export\"}", 1.0);
+
+    let status = watched.json("/status.json");
+    let clients = status["clients"].as_array().unwrap();
+    assert_eq!(clients.len(), 2, "{status:#}");
+    let [of_alice, of_plain] = &clients[..] else { panic!("{status:#}") };
+    assert_eq!(of_alice["identity"], "CN=\"alice\"");
+    assert_eq!(of_alice["fingerprint"].as_str().unwrap().len(), 64);
+    assert_eq!(of_alice["tls"]["version"], "TLSv1_3");
+    assert_eq!((&of_alice["state"], &of_alice["export"]), (&"transmission".into(), &"disk".into()));
+    assert_eq!((&of_alice["reads"], &of_alice["read_bytes"]), (&1.into(), &4096.into()));
+    assert_eq!((&of_plain["state"], &of_plain["tls"]), (&"negotiation".into(), &Value::Null));
+    assert_eq!(of_plain["identity"], Value::Null);
+    let now = status["now_unix_seconds"].as_f64().unwrap();
+    let since = of_alice["since_unix_seconds"].as_f64().unwrap();
+    assert!(status["started_unix_seconds"].as_f64().unwrap() <= since && since <= now);
+    let refusal = &status["refusals"][0];
+    assert_eq!(
+        refusal["reason"], "there is no export of that name: \"<nil>\\u{1b}\"",
+        "{status:#}"
+    );
+    assert_eq!(refusal["identity"], "CN=\"alice\"");
+    let export = &status["exports"][0];
+    assert_eq!((&export["connections"], &export["requests"]), (&1.into(), &1.into()), "{export}");
+    assert_eq!((&export["read_bytes"], &export["damaged_blocks"]), (&4096.into(), &0.into()));
+    assert_eq!(watched.json("/history.json")["interval_seconds"], 2);
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let history = watched.json("/history.json");
+        let rates = history["read_bytes_per_second"].as_array().unwrap();
+        let of = |name: &str| history[name].as_array().unwrap().len();
+        assert!(of("reads_per_second") == rates.len() && of("latency_p99_seconds") == rates.len());
+        let bytes: f64 = rates.iter().map(|rate| rate.as_f64().unwrap() * 2.0).sum();
+        // A sample may be a little longer than the others.
+        if bytes > 3000.0 && bytes < 5000.0 {
+            let latencies = history["latency_p50_seconds"].as_array().unwrap();
+            assert!(latencies.iter().any(|one| one.as_f64().is_some_and(|one| one > 0.0)));
+            break;
+        }
+        assert!(Instant::now() < end, "{history:#}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    drop((shell, plain));
+    watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 0.0);
+    watched.wait_for("hexz_nbd_connections{state=\"negotiation\"}", 0.0);
+    assert_eq!(watched.json("/status.json")["clients"], serde_json::json!([]));
 }
 
 #[test]
@@ -209,7 +233,7 @@ fn reloads_broken_exports_and_readiness_are_told() {
     watched.wait_for("hexz_nbd_exports{state=\"broken\"}", 1.0);
     assert!(watched.metrics()["hexz_nbd_reloads_total{outcome=\"success\"}"] >= 1.0);
     assert_eq!(watched.get("/readyz").0, 200);
-    let status: Value = serde_json::from_str(&watched.get("/status.json").2).unwrap();
+    let status = watched.json("/status.json");
     assert_eq!(status["exports"][0]["name"], "good");
     assert_eq!(status["exports"][0]["size_bytes"], 1);
     assert_eq!(status["broken_exports"], serde_json::json!(["bad"]));
@@ -225,20 +249,26 @@ async fn a_server_that_drains_is_alive_and_not_ready() {
     client.greet(3).await;
     client.go("v082-lz4-default").await;
     // More than the sockets hold, and not taken.
-    for cookie in 0..4 {
+    for cookie in 0..8 {
         client.request(0, READ, cookie, 0, 3_000_000).await;
     }
     let accepted = "hexz_nbd_requests_total{export=\"v082-lz4-default\",type=\"read\"}";
-    watched.wait_for(accepted, 4.0);
+    // Long reads are taken up one after another.
+    watched.wait_for(accepted, 1.0);
     watched.process.signal(Signal::TERM);
     watched.process.wait_for("stopping: clients get what they asked for", 1);
     let (code, _, body) = watched.get("/readyz");
     assert_eq!((code, body.contains("stopping")), (503, true), "{body}");
     assert_eq!(watched.get("/healthz").0, 200);
-    for cookie in 0..4 {
+    let mut errors = Vec::new();
+    for cookie in 0..8 {
         let (error, answered, _) = client.reply(3_000_000).await;
-        assert_eq!((error, answered), (0, cookie));
+        assert_eq!(answered, cookie);
+        errors.push(error);
     }
+    // Whatever was accepted is answered, and the others are told.
+    let refused = errors.iter().position(|error| *error != 0).unwrap_or(errors.len());
+    assert!(refused >= 1 && errors[refused..].iter().all(|error| *error == 108), "{errors:?}");
     drop(client);
     assert!(watched.process.ended().success());
 }
@@ -246,7 +276,7 @@ async fn a_server_that_drains_is_alive_and_not_ready() {
 #[test]
 fn nothing_is_for_other_pages_and_nobody_waits_for_long() {
     let watched = Watched::start(&[text(&fixtures::path("v082-onebyte.hxz"))]);
-    for path in ["/metrics", "/healthz", "/readyz", "/status.json", "/nothing"] {
+    for path in ["/metrics", "/healthz", "/readyz", "/status.json", "/history.json", "/nothing"] {
         let (code, head, _) = watched.get(path);
         assert_eq!(code, if path == "/nothing" { 404 } else { 200 }, "{path}");
         for header in [
