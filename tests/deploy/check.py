@@ -240,7 +240,7 @@ class Scraped(unittest.TestCase):
         make_pki(pki, "alice", "mallory")
         run(BINARY, "certs", "revoke", "mallory", "--dir", pki)
         server = self.enterContext(gateway(
-            directory, "--tls-cert", pki / "srv.pem", "--max-connections-per-address=2",
+            directory, "--tls-cert", pki / "srv.pem", "--max-connections-per-address=2", "--metrics-identities",
             *SERVED_AND_WATCHED, snapshots))
         run("/usr/bin/nbdcopy", server.uri("v082-ext4", pki / "alice"), "null:")
         damaged = server.uri("h-flip-block", pki / "alice")
@@ -356,7 +356,7 @@ class Host(unittest.TestCase):
         deb = manifest["package"]["metadata"]["deb"]
         patterns = [source for source, _, _ in deb["assets"]]
         files = [
-            path for place in ["systemd", "grafana", "haproxy"]
+            path for place in ["systemd", "grafana", "haproxy", "logrotate"]
             for path in (DEPLOY / place).rglob("*") if path.is_file()
         ]
         for path in files:
@@ -405,7 +405,10 @@ class Host(unittest.TestCase):
             shutil.copy(SNAPSHOTS / "v082-ext4.hxz", snapshots)
             make_pki(directory)
             file = Path(directory) / "hexz-nbd.toml"
-            file.write_text(text.replace("/srv/snapshots", str(snapshots)))
+            for place in ["/srv/snapshots", "/var/log/hexz-nbd"]:
+                text = text.replace(place, f"{directory}/{Path(place).name}")
+            (Path(directory) / "hexz-nbd").mkdir()
+            file.write_text(text)
             certificate = Path(directory) / "srv.pem"
             with gateway(directory, "--config", file, "--tls-cert", certificate,
                          "--listen=127.0.0.1:0") as server:
@@ -598,6 +601,8 @@ class Pod(unittest.TestCase):
         volumes = [words[i + 1].split(":")[1] for i, word in enumerate(words) if word == "--volume"]
         arguments = words[words.index("hexz-nbd") + 1:]
         self.assertIn("/srv/snapshots", volumes)
+        # Longer than --drain-timeout.
+        self.assertGreater(int(words[words.index("--stop-timeout") + 1]), 30)
         [place] = [volume for volume in volumes if volume != "/srv/snapshots"]
         place = self.root / place.lstrip("/")
         place.mkdir(parents=True)

@@ -364,7 +364,8 @@ fn wait_for_file(path: &Path) {
 fn on_socket(socket: &TcpListener, arguments: &[&str]) -> Watched {
     let script =
         "exec 3<&\"$0\"; LISTEN_FDS=1 LISTEN_PID=$$; export LISTEN_FDS LISTEN_PID; exec \"$@\"";
-    let mut command = Command::new("/bin/sh");
+    // dash knows no descriptor above 9.
+    let mut command = Command::new("/bin/bash");
     command.args(["-c", script, &socket.as_raw_fd().to_string(), HEXZ_NBD]);
     start_from(command, arguments)
 }

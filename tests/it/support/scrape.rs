@@ -35,7 +35,7 @@ impl Scrape {
                 };
                 assert!(["HELP", "TYPE", "UNIT"].contains(&what), "{line}");
                 if what == "TYPE" {
-                    kinds.insert(family, rest);
+                    assert_eq!(kinds.insert(family, rest), None, "{line}");
                 }
                 continue;
             }
