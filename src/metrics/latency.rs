@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
+
+use crate::metrics::labels::{CacheLabel, ConnectionLabel};
 
 /// Upper bounds of the classes, in seconds: 10 µs to 10 s, three for each power of ten.
 pub(super) const BOUNDS: [f64; 19] = [
@@ -57,6 +60,24 @@ impl EncodeMetric for Latency {
         let buckets: Vec<(f64, u64)> = bounds.zip(classes).collect();
         let sum = Duration::from_nanos(self.0.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, classes.iter().sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// How long reads take, by where their bytes came from. One family: the format wants the name once.
+#[derive(Debug)]
+pub(super) struct ReadDurations {
+    pub(super) hits: Latency,
+    pub(super) misses: HistogramWithExemplars<ConnectionLabel>,
+}
+
+impl EncodeMetric for ReadDurations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        self.hits.encode(encoder.encode_family(&CacheLabel { cache: "hit" })?)?;
+        self.misses.encode(encoder.encode_family(&CacheLabel { cache: "miss" })?)
     }
 
     fn metric_type(&self) -> MetricType {

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub(crate) mod audit;
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod contents;
