@@ -23,9 +23,9 @@ use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
-use crate::export::RoundUp;
+use crate::export::{Catalogue, RoundUp};
 use crate::server::activation::{self, HandedOver};
-use crate::server::reload::{Built, Seen};
+use crate::server::reload::{Built, Progress, Seen};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
 use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
@@ -277,6 +277,21 @@ pub(crate) fn run_server(
     outcome
 }
 
+/// For the service manager.
+fn serving(catalogue: &Catalogue) -> String {
+    format!("serving {} exports", catalogue.iter().count())
+}
+
+/// systemd takes a reload for done when it hears so, and what waits for it goes on: not before the
+/// policy is in force.
+fn tell_of_reload(progress: Progress<'_>) {
+    match progress {
+        Progress::Begun => service_manager::reloading(),
+        Progress::InForce(policy) => service_manager::ready(&serving(&policy.catalogue)),
+        Progress::Failed => service_manager::ready("the last reload failed, see the log"),
+    }
+}
+
 async fn serve(
     Sockets { handed_over, endpoints }: Sockets,
     settings: ServerSettings,
@@ -330,22 +345,13 @@ async fn serve(
     for endpoint in &endpoints {
         tracing::info!(%endpoint, "listening");
     }
-    let serving = move |exports: usize| format!("serving {exports} exports");
-    let serving_now = serving(catalogue.iter().count());
-    let rebuild = move || {
-        service_manager::reloading();
-        let built = build();
-        match &built {
-            Ok(built) => service_manager::ready(&serving(built.policy.catalogue.iter().count())),
-            Err(_) => service_manager::ready("the last reload failed, see the log"),
-        }
-        built.map_err(|failure| failure.to_string().into())
-    };
-    let mut reloading = std::pin::pin!(server.reloader().run(hang_up, seen, rebuild));
+    let rebuild = move || build().map_err(|failure| failure.to_string().into());
+    let reloading = server.reloader().run(hang_up, seen, rebuild, tell_of_reload);
+    let mut reloading = std::pin::pin!(reloading);
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     let mut watchdog = std::pin::pin!(service_manager::keep_watchdog_fed());
-    service_manager::ready(&serving_now);
+    service_manager::ready(&serving(&catalogue));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),

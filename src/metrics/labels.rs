@@ -53,6 +53,11 @@ pub(super) struct ConnectionLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CacheLabel {
+    pub(super) cache: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct CertificateLabels {
     pub(super) role: &'static str,
     pub(super) subject: String,

@@ -105,6 +105,17 @@ impl From<&Metadata> for State {
 
 type BuildError = Box<dyn Error + Send + Sync>;
 
+/// How far a reload is, for whoever wants to be told.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// Everything is read anew.
+    Begun,
+    /// That is done, and this is in force.
+    InForce(&'a Policy),
+    /// That is done, and what was in force stays in force. The log says why.
+    Failed,
+}
+
 impl Reloader {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
@@ -124,10 +135,15 @@ impl Reloader {
     }
 
     /// Builds anew on every signal, and when something changes that the policy in force was made
-    /// from. What cannot be built is logged, and what was in force stays. Runs until the future is
-    /// dropped.
-    pub async fn run<B>(self, mut signal: Signal, mut seen: Seen, build: B)
-    where
+    /// from. What cannot be built is logged, and what was in force stays. `tell` is called when a
+    /// reload begins, and when it has had its effect. Runs until the future is dropped.
+    pub async fn run<B>(
+        self,
+        mut signal: Signal,
+        mut seen: Seen,
+        build: B,
+        tell: impl Fn(Progress<'_>),
+    ) where
         B: Fn() -> Result<Built, BuildError> + Send + Sync + 'static,
     {
         let build = Arc::new(build);
@@ -141,6 +157,7 @@ impl Reloader {
                     "changed files"
                 }
             };
+            tell(Progress::Begun);
             // Before the files are read: what changes meanwhile is seen next time.
             seen = seen.look_again().await;
             let (builder, before) = (Arc::clone(&build), seen.clone());
@@ -160,10 +177,13 @@ impl Reloader {
                 Ok(()) => {
                     self.shared.metrics.reloaded(true);
                     tracing::info!(why, "reloaded");
+                    let policy = Arc::clone(&self.shared.policy.borrow());
+                    tell(Progress::InForce(&policy));
                 }
                 Err(error) => {
                     self.shared.metrics.reloaded(false);
                     tracing::error!(why, %error, "not reloaded: what was in force stays in force");
+                    tell(Progress::Failed);
                 }
             }
         }

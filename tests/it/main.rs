@@ -40,6 +40,7 @@ mod panics;
 mod protocol_table;
 mod readme;
 mod reload;
+mod service;
 mod shutdown;
 mod sign;
 mod signatures;

@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 pub(crate) mod packing;
 pub(crate) mod pki;
 pub(crate) mod process;
+pub(crate) mod scrape;
 pub(crate) mod server;
 pub(crate) mod signed;
 pub(crate) mod storage;
