@@ -13,7 +13,7 @@ use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use crate::metrics::labels::{CacheLabel, ConnectionLabel};
 
 /// Upper bounds of the classes, in seconds: 10 µs to 10 s, three for each power of ten.
-pub(super) const BOUNDS: [f64; 19] = [
+const BOUNDS: [f64; 19] = [
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
     2.0, 5.0, 10.0,
 ];
@@ -21,9 +21,19 @@ pub(super) const BOUNDS: [f64; 19] = [
 /// The classes, and one for what takes longer than all of them.
 const CLASSES: usize = BOUNDS.len() + 1;
 
+/// How long reads take, by where their bytes came from. One family: the format wants the name once.
+/// Clones count together.
+#[derive(Debug, Clone)]
+pub(super) struct ReadDurations {
+    hits: Latency,
+    misses: Latency,
+    /// The same as `misses`, with examples. Its lock is nothing beside what a miss costs.
+    shown_misses: HistogramWithExemplars<ConnectionLabel>,
+}
+
 /// A histogram. Clones count together.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Latency(Arc<Counters>);
+struct Latency(Arc<Counters>);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -35,8 +45,46 @@ struct Counters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Classes([u64; CLASSES]);
 
+impl Default for ReadDurations {
+    fn default() -> Self {
+        Self {
+            hits: Latency::default(),
+            misses: Latency::default(),
+            shown_misses: HistogramWithExemplars::new(BOUNDS.into_iter()),
+        }
+    }
+}
+
+impl ReadDurations {
+    pub(super) fn hit(&self, took: Duration) {
+        self.hits.observe(took);
+    }
+
+    pub(super) fn miss(&self, took: Duration, connection: String) {
+        self.misses.observe(took);
+        let example = ConnectionLabel { connection };
+        self.shown_misses.observe(took.as_secs_f64(), Some(example), None);
+    }
+
+    /// Both together.
+    pub(super) fn classes(&self) -> Classes {
+        self.hits.classes().and(self.misses.classes())
+    }
+}
+
+impl EncodeMetric for ReadDurations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        self.hits.encode(encoder.encode_family(&CacheLabel { cache: "hit" })?)?;
+        self.shown_misses.encode(encoder.encode_family(&CacheLabel { cache: "miss" })?)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 impl Latency {
-    pub(super) fn observe(&self, took: Duration) {
+    fn observe(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         let class = BOUNDS.partition_point(|bound| *bound < seconds);
         if let Some(count) = self.0.classes.get(class) {
@@ -46,7 +94,7 @@ impl Latency {
         self.0.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    pub(super) fn classes(&self) -> Classes {
+    fn classes(&self) -> Classes {
         Classes(std::array::from_fn(|class| {
             self.0.classes.get(class).map_or(0, |count| count.load(Ordering::Relaxed))
         }))
@@ -60,24 +108,6 @@ impl EncodeMetric for Latency {
         let buckets: Vec<(f64, u64)> = bounds.zip(classes).collect();
         let sum = Duration::from_nanos(self.0.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, classes.iter().sum(), &buckets, None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Histogram
-    }
-}
-
-/// How long reads take, by where their bytes came from. One family: the format wants the name once.
-#[derive(Debug)]
-pub(super) struct ReadDurations {
-    pub(super) hits: Latency,
-    pub(super) misses: HistogramWithExemplars<ConnectionLabel>,
-}
-
-impl EncodeMetric for ReadDurations {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        self.hits.encode(encoder.encode_family(&CacheLabel { cache: "hit" })?)?;
-        self.misses.encode(encoder.encode_family(&CacheLabel { cache: "miss" })?)
     }
 
     fn metric_type(&self) -> MetricType {

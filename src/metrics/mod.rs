@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::encoding::EncodeLabelValue;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
@@ -25,10 +24,10 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::metrics::export::Totals;
 use crate::metrics::identities::Identities;
 use crate::metrics::labels::{
-    CertificateLabels, CodeLabel, ConnectionLabel, CrlLabel, ExportLabel, ExportsLabel,
-    HandshakeLabels, IdentityLabels, OutcomeLabel, ReasonLabel, RequestLabels, StateLabel,
+    CertificateLabels, CodeLabel, CrlLabel, ExportLabel, ExportsLabel, HandshakeLabels,
+    IdentityLabels, OutcomeLabel, ReasonLabel, RequestLabels, StateLabel,
 };
-use crate::metrics::latency::{BOUNDS, Latency, ReadDurations};
+use crate::metrics::latency::ReadDurations;
 
 pub use self::export::{ExportMetrics, RequestType};
 pub use self::latency::Classes;
@@ -64,10 +63,7 @@ pub struct Metrics {
     read_bytes: Family<ExportLabel, Counter>,
     damaged: Family<ExportLabel, Counter>,
     errors: Family<CodeLabel, Counter>,
-    hits: Latency,
-    misses: Latency,
-    /// The same as `misses`, with examples.
-    shown_misses: HistogramWithExemplars<ConnectionLabel>,
+    durations: ReadDurations,
     all: Totals,
     reloads: Family<OutcomeLabel, Counter>,
     identities: Identities,
@@ -154,9 +150,7 @@ impl Metrics {
             read_bytes: Family::default(),
             damaged: Family::default(),
             errors: Family::default(),
-            hits: Latency::default(),
-            misses: Latency::default(),
-            shown_misses: HistogramWithExemplars::new(BOUNDS.into_iter()),
+            durations: ReadDurations::default(),
             all: Totals::default(),
             reloads: Family::default(),
             identities: Identities::default(),
@@ -211,7 +205,7 @@ impl Metrics {
             "read_duration",
             "From a read that was taken up to its bytes; of a long one, for each part of 256 KiB",
             Unit::Seconds,
-            ReadDurations { hits: self.hits.clone(), misses: self.shown_misses.clone() },
+            self.durations.clone(),
         );
         registry.register("damaged_blocks", "Reads that met a damaged block", self.damaged.clone());
         registry.register("reloads", "Attempts to read everything anew", self.reloads.clone());
@@ -355,12 +349,8 @@ impl Metrics {
     /// A read took so long. Of those that had to wait, the connection is shown as an example.
     pub fn read_took(&self, outcome: CacheOutcome, took: Duration, connection: &dyn fmt::Display) {
         match outcome {
-            CacheOutcome::Hit => self.hits.observe(took),
-            CacheOutcome::Miss => {
-                self.misses.observe(took);
-                let example = ConnectionLabel { connection: connection.to_string() };
-                self.shown_misses.observe(took.as_secs_f64(), Some(example), None);
-            }
+            CacheOutcome::Hit => self.durations.hit(took),
+            CacheOutcome::Miss => self.durations.miss(took, connection.to_string()),
         }
     }
 
@@ -376,7 +366,7 @@ impl Metrics {
         Done {
             reads: self.all.reads.get(),
             read_bytes: self.all.read_bytes.get(),
-            latency: self.hits.classes().and(self.misses.classes()),
+            latency: self.durations.classes(),
         }
     }
 

@@ -115,7 +115,7 @@ fn who_came_what_they_were_given_and_what_they_were_refused_stands_in_the_log() 
     let documented = documented();
     let undocumented: Vec<_> = seen.difference(&documented).collect();
     assert!(undocumented.is_empty(), "docs/audit.md lacks {undocumented:?}");
-    assert!(seen.len() > 20, "{seen:?}");
+    assert!(seen.len() >= 20, "{seen:?}");
 }
 
 #[test]

@@ -256,7 +256,7 @@ async fn a_server_that_drains_is_alive_and_not_ready() {
     }
     let accepted = "hexz_nbd_requests_total{export=\"v082-lz4-default\",type=\"read\"}";
     // Long reads are taken up one after another.
-    watched.wait_for(accepted, 1.0);
+    watched.wait_until(accepted, |reads| reads >= 1.0);
     watched.process.signal(Signal::TERM);
     watched.process.wait_for("stopping: clients get what they asked for", 1);
     let (code, _, body) = watched.get("/readyz");

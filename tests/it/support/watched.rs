@@ -75,13 +75,18 @@ impl Watched {
 
     /// Waits until a number is as it should be: what a client is told comes before it is counted.
     pub(crate) fn wait_for(&self, name: &str, expected: f64) {
+        self.wait_until(name, |value| value == expected);
+    }
+
+    /// Waits until a number is there, and as it should be.
+    pub(crate) fn wait_until(&self, name: &str, is_right: impl Fn(f64) -> bool) {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let metrics = self.metrics();
-            if metrics.get(name) == Some(&expected) {
+            if metrics.get(name).is_some_and(|value| is_right(*value)) {
                 return;
             }
-            assert!(Instant::now() < end, "{name} is not {expected}: {metrics:#?}");
+            assert!(Instant::now() < end, "{name} is not what it should be: {metrics:#?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
