@@ -161,8 +161,13 @@ async fn who_is_here_and_who_was_refused_is_shown_and_the_last_minutes_are_remem
         &format!("disk={},plaintext", text(&fixtures::path("v082-lz4-aux.hxz"))),
     ]);
     let port = watched.process.port();
-    let python = "h.pread(4096, 0); import time; time.sleep(600)";
-    let shell = Client::new("nbdsh").args(["-u", &alice.uri(port, "disk"), "-c", python]).start();
+    // Older ones do not let `-u` name files.
+    let python = format!(
+        "h.set_uri_allow_local_file(True); h.connect_uri({:?}); h.pread(4096, 0); \
+         import time; time.sleep(600)",
+        alice.uri(port, "disk")
+    );
+    let shell = Client::new("nbdsh").args(["-c", &python]).start();
     watched.wait_for("hexz_nbd_read_bytes_total{export=\"disk\"}", 4096.0);
     let mut plain = NbdClient::connect((Ipv4Addr::LOCALHOST, port).into()).await;
     plain.greet(3).await;
