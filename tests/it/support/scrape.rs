@@ -61,10 +61,15 @@ impl Scrape {
         number.unwrap_or_else(|| panic!("no {name} in {}", self.text))
     }
 
+    /// The same, as the whole number that counters are.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        whole(self.number(name))
+    }
+
     /// The sum of all samples of that name, whatever their labels.
-    pub(crate) fn sum(&self, name: &str) -> f64 {
+    pub(crate) fn sum(&self, name: &str) -> u64 {
         let of = |sample: &str| sample.split('{').next() == Some(name);
-        self.samples.iter().filter(|(sample, _)| of(sample)).map(|(_, value)| value).sum()
+        whole(self.samples.iter().filter(|(sample, _)| of(sample)).map(|(_, value)| value).sum())
     }
 
     /// Nothing that was there before is gone, and nothing that only grows has shrunk.
@@ -74,4 +79,10 @@ impl Scrape {
             assert!(now >= then, "{name} was {then} and is {now}");
         }
     }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "it was looked at")]
+fn whole(number: f64) -> u64 {
+    assert!(number >= 0.0 && number.fract() == 0.0, "{number}");
+    number as u64
 }
