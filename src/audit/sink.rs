@@ -6,6 +6,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
+
 use crate::audit::AuditError;
 
 /// The socket of the journal: systemd's "Native Journal Protocol".
@@ -13,6 +15,9 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Who may read a new file: its owner and its group.
 const MODE: u32 = 0o640;
+
+/// A pipe that nobody reads is an error, and not a reason to wait. To files it means nothing.
+const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// Where to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +59,12 @@ impl Sink {
     pub(super) fn open(target: &Target) -> Result<Self, AuditError> {
         match target {
             Target::File(path) => {
-                let opened = OpenOptions::new().append(true).create(true).mode(MODE).open(path);
+                let opened = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .mode(MODE)
+                    .custom_flags(O_NONBLOCK)
+                    .open(path);
                 match opened {
                     Ok(file) => Ok(Self::File { file, is_torn: false }),
                     Err(source) => Err(AuditError::Open { path: path.clone(), source }),
@@ -113,4 +123,66 @@ fn write_counted(file: &mut File, bytes: &[u8]) -> Result<(), (usize, io::Error)
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::Read as _;
+
+    use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+    fn line(text: &str) -> Line {
+        Line { text: text.to_owned(), event: "open", connection: Some("c7".to_owned()) }
+    }
+
+    #[test]
+    fn behind_half_a_line_the_next_one_stands_by_itself() {
+        // As a disk that is nearly full: it takes the beginning of what is written.
+        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        fcntl_setpipe_size(&writer, 4096).unwrap();
+        let mut sink = Sink::File { file: File::from(writer), is_torn: false };
+        sink.write(&line(&"a".repeat(3000))).unwrap();
+        let long = "b".repeat(10_000);
+        sink.write(&line(&long)).unwrap_err();
+        // Nothing at all is taken, which tears nothing.
+        sink.write(&line("c")).unwrap_err();
+        let mut text = vec![0; 8192];
+        let mut reader = File::from(reader);
+        let first = reader.read(&mut text).unwrap();
+        sink.write(&line("d")).unwrap();
+        sink.write(&line("e")).unwrap();
+        let second = reader.read(&mut text[first..]).unwrap();
+        let text = String::from_utf8(text[..first + second].to_vec()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines[1].len() < long.len() && lines[1].starts_with("bb"), "{lines:?}");
+        assert_eq!(lines[2..], ["d", "e"]);
+    }
+
+    #[test]
+    fn the_journal_is_given_the_line_and_what_to_find_it_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let opened = Sink::open(&Target::Journal(path.clone()));
+        assert!(matches!(opened, Err(AuditError::Journal { .. })), "{opened:?}");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let mut sink = Sink::open(&Target::Journal(path)).unwrap();
+        sink.write(&line("{\"event\":\"open\"}")).unwrap();
+        let mut entry = [0; 1000];
+        let length = journal.recv(&mut entry).unwrap();
+        let entry = std::str::from_utf8(&entry[..length]).unwrap();
+        let fields: Vec<&str> = entry.lines().collect();
+        assert_eq!(
+            fields,
+            [
+                "MESSAGE={\"event\":\"open\"}",
+                "PRIORITY=6",
+                "SYSLOG_IDENTIFIER=hexz-nbd-audit",
+                "HEXZ_NBD_EVENT=open",
+                "HEXZ_NBD_CONNECTION=c7",
+            ]
+        );
+    }
 }

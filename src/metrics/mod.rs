@@ -4,16 +4,17 @@
 //! a request touches atomic numbers and no map. What is known anyway, like the size of the cache, is
 //! not counted at all but told when somebody asks: [`Observed`].
 
+mod export;
+mod identities;
+mod labels;
 mod latency;
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::encoding::EncodeLabelValue;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
@@ -21,8 +22,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::metrics::export::Totals;
+use crate::metrics::identities::Identities;
+use crate::metrics::labels::{
+    CertificateLabels, CodeLabel, ConnectionLabel, CrlLabel, ExportLabel, ExportsLabel,
+    HandshakeLabels, IdentityLabels, OutcomeLabel, ReasonLabel, RequestLabels, StateLabel,
+};
 use crate::metrics::latency::{BOUNDS, Latency};
 
+pub use self::export::{ExportMetrics, RequestType};
 pub use self::latency::Classes;
 
 /// How far a connection is.
@@ -36,39 +44,6 @@ pub enum State {
     transmission,
 }
 
-/// What a client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RequestType {
-    /// Bytes.
-    Read,
-    /// To make bytes quick to read.
-    Cache,
-    /// Extents.
-    BlockStatus,
-    /// To make durable what was written, which is nothing.
-    Flush,
-    /// What is refused: a write, a request that does not fit the export.
-    Refused,
-}
-
-impl RequestType {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Read, Self::Cache, Self::BlockStatus, Self::Flush, Self::Refused];
-
-    /// The value of the label.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Cache => "cache",
-            Self::BlockStatus => "block_status",
-            Self::Flush => "flush",
-            Self::Refused => "refused",
-        }
-    }
-}
-
 /// Where the bytes of a read came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
@@ -76,96 +51,6 @@ pub enum CacheOutcome {
     Hit,
     /// Something had to be fetched and decoded.
     Miss,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: State,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExportsLabel {
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandshakeLabels {
-    outcome: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    export: String,
-    r#type: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExportLabel {
-    export: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IdentityLabels {
-    export: String,
-    identity: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CodeLabel {
-    code: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConnectionLabel {
-    connection: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CertificateLabels {
-    role: &'static str,
-    subject: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CrlLabel {
-    issuer: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
-/// As many identities are told by name, for each of those who could make others; the rest is `other`.
-const IDENTITIES_MAX: usize = 1000;
-
-/// The names of those who have read, if they are to be told.
-#[derive(Debug, Default)]
-struct Identities {
-    are_told: AtomicBool,
-    seen: Mutex<HashSet<String>>,
-}
-
-impl Identities {
-    /// The label for a client.
-    fn label(&self, identity: Option<&str>) -> Option<String> {
-        if !self.are_told.load(Ordering::Relaxed) {
-            return None;
-        }
-        let Some(identity) = identity else { return Some(String::new()) };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= IDENTITIES_MAX && !seen.contains(identity) {
-            return Some("other".to_owned());
-        }
-        seen.insert(identity.to_owned());
-        Some(identity.to_owned())
-    }
 }
 
 /// What is counted. One for the whole process.
@@ -189,13 +74,6 @@ pub struct Metrics {
     identity_reads: Family<IdentityLabels, Counter>,
     identity_read_bytes: Family<IdentityLabels, Counter>,
     observed: ObservedMetrics,
-}
-
-/// Of all exports together, or of one client.
-#[derive(Debug, Clone, Default)]
-struct Totals {
-    reads: Counter,
-    read_bytes: Counter,
 }
 
 /// What was done since the start, all exports together.
@@ -563,52 +441,6 @@ pub struct Connected(Gauge);
 impl Drop for Connected {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// What the requests of one client to its export are counted by.
-#[derive(Debug)]
-pub struct ExportMetrics {
-    /// In the order of [`RequestType::ALL`].
-    requests: [Counter; 5],
-    read_bytes: Counter,
-    damaged: Counter,
-    all: Totals,
-    identity: Option<Totals>,
-}
-
-impl ExportMetrics {
-    /// So many requests, in the order of [`RequestType::ALL`].
-    pub fn requests(&self, counts: [u64; 5]) {
-        let [reads, ..] = counts;
-        for totals in [Some(&self.all), self.identity.as_ref()].into_iter().flatten() {
-            totals.reads.inc_by(reads);
-        }
-        for (counter, count) in self.requests.iter().zip(counts) {
-            if count != 0 {
-                counter.inc_by(count);
-            }
-        }
-    }
-
-    /// So many bytes of reads.
-    pub fn read_bytes(&self, bytes: u64) {
-        self.read_bytes.inc_by(bytes);
-        for totals in [Some(&self.all), self.identity.as_ref()].into_iter().flatten() {
-            totals.read_bytes.inc_by(bytes);
-        }
-    }
-
-    /// All of its requests, the bytes of its reads, and those that met a damaged block.
-    #[must_use]
-    pub fn totals(&self) -> [u64; 3] {
-        let requests = self.requests.iter().map(Counter::get).sum();
-        [requests, self.read_bytes.get(), self.damaged.get()]
-    }
-
-    /// A read met a damaged block.
-    pub fn damaged(&self) {
-        self.damaged.inc();
     }
 }
 

@@ -1,11 +1,16 @@
 //! The sockets of the status: HTTP/1.1, over TLS where other hosts can reach it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -57,6 +62,8 @@ pub struct StatusListener {
     observer: Observer,
     /// Whether whoever asks needs a certificate.
     is_protected: bool,
+    /// Whether only this host reaches it, so that nobody has to show a certificate.
+    is_local: bool,
 }
 
 impl StatusListener {
@@ -77,7 +84,7 @@ impl StatusListener {
             tracing::warn!(%address, "the status is shown without TLS to whoever can reach it");
         }
         match TcpListener::bind(address).await {
-            Ok(socket) => Ok(Self { socket, observer, is_protected }),
+            Ok(socket) => Ok(Self { socket, observer, is_protected, is_local: !is_exposed }),
             Err(source) => Err(StatusError::Bind { address, source }),
         }
     }
@@ -93,9 +100,12 @@ impl StatusListener {
 
     /// Answers whoever asks, until the future is dropped.
     pub async fn run(self) {
-        let Self { socket, observer, is_protected } = self;
+        let Self { socket, observer, is_protected, is_local } = self;
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let routes = router(observer.clone());
+        let mut routes = router(observer.clone());
+        if is_local {
+            routes = routes.layer(axum::middleware::from_fn(only_by_address));
+        }
         // Ends all of them when it is dropped.
         let mut asking = JoinSet::new();
         loop {
@@ -126,6 +136,29 @@ impl StatusListener {
     }
 }
 
+/// Refuses what was sent to a name other than `localhost`.
+///
+/// A page of a stranger in a browser on this host can have its own name resolve to a loopback address
+/// and would read who reads what (DNS rebinding). It cannot make the browser send another name.
+async fn only_by_address(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
+    if host.is_none_or(is_address) {
+        return next.run(request).await;
+    }
+    let why =
+        "the status is shown under an address, such as 127.0.0.1, or under the name localhost\n";
+    (StatusCode::MISDIRECTED_REQUEST, why).into_response()
+}
+
+/// Whether the host of a URL is an address or `localhost`, whatever the port.
+fn is_address(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let Ok(host) = host.parse::<Authority>() else { return false };
+    let name = host.host();
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+}
+
 /// By the configuration that is in force now.
 async fn answer_over_tls(stream: TcpStream, routes: Router, observer: &Observer) {
     let Some(config) = observer.tls() else { return };
@@ -144,5 +177,30 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ro
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     if let Err(error) = connection.await {
         tracing::debug!(%error, "who asked for the status was not answered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_an_address_or_localhost() {
+        for (host, is_good) in [
+            ("127.0.0.1:9809", true),
+            ("127.0.0.1", true),
+            ("[::1]:9809", true),
+            ("localhost:9809", true),
+            ("LOCALHOST", true),
+            ("192.0.2.1", true),
+            ("attacker.example:9809", false),
+            ("127.0.0.1.attacker.example", false),
+            ("localhost.attacker.example", false),
+            ("attacker.example@127.0.0.1@x", false),
+            ("", false),
+        ] {
+            assert_eq!(is_address(host.as_bytes()), is_good, "{host}");
+        }
+        assert!(!is_address(b"\xff"));
     }
 }

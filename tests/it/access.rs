@@ -858,7 +858,8 @@ fn two_commands_serve_who_holds_a_certificate_and_nobody_else() {
     copied(&alice.uri(server.port(), "disk"), &directory).unwrap_err();
     server.wait_behind(0, |line| {
         let line = line.as_str().unwrap();
-        line.contains(" closed ") && line.contains("nbd-client needs -keyfile as well as -certfile")
+        line.contains(" refused ")
+            && line.contains("nbd-client needs -keyfile as well as -certfile")
     });
 }
 

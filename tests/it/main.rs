@@ -11,6 +11,7 @@
 
 mod access;
 mod activation;
+mod audit;
 mod block_status;
 mod cache;
 mod certs;

@@ -226,9 +226,11 @@ fn reloads_broken_exports_and_readiness_are_told() {
     assert_eq!(watched.get("/healthz").0, 200);
     let (code, _, body) = watched.get("/readyz");
     assert_eq!((code, body.contains("no export")), (503, true), "{body}");
+    std::fs::write(path("bad.hxz"), "nothing").unwrap();
+    watched.wait_for("hexz_nbd_exports{state=\"broken\"}", 1.0);
+    assert_eq!(watched.get("/readyz").0, 503, "what is broken is no reason to come");
     std::fs::copy(fixtures::path("v082-onebyte.hxz"), path("new")).unwrap();
     std::fs::rename(path("new"), path("good.hxz")).unwrap();
-    std::fs::write(path("bad.hxz"), "nothing").unwrap();
     watched.wait_for("hexz_nbd_exports{state=\"served\"}", 1.0);
     watched.wait_for("hexz_nbd_exports{state=\"broken\"}", 1.0);
     assert!(watched.metrics()["hexz_nbd_reloads_total{outcome=\"success\"}"] >= 1.0);
@@ -289,9 +291,14 @@ fn nothing_is_for_other_pages_and_nobody_waits_for_long() {
         }
         assert!(!head.contains("access-control"), "{head}");
     }
+    // A stranger's page whose name now resolves to this host.
+    let rebound = watched.say(
+        b"GET /status.json HTTP/1.1\r\nHost: attacker.example:9809\r\nConnection: close\r\n\r\n",
+    );
+    assert!(rebound.starts_with("HTTP/1.1 421 ") && !rebound.contains("v082"), "{rebound}");
     assert!(
         watched
-            .say(b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .say(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .contains(" 405 ")
     );
     let huge = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));

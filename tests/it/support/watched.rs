@@ -30,7 +30,8 @@ impl Watched {
 
     /// Status code, head and body.
     pub(crate) fn get(&self, path: &str) -> (u16, String, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = self.say(request.as_bytes());
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let code = head.split(' ').nth(1).unwrap().parse().unwrap();
