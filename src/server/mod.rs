@@ -18,6 +18,7 @@ pub(crate) mod session;
 pub(crate) mod shutdown;
 pub mod status;
 pub mod status_listener;
+pub(crate) mod status_page;
 pub(crate) mod transmit;
 pub(crate) mod upgrade;
 

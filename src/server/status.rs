@@ -22,6 +22,7 @@ use crate::server::Shared;
 use crate::server::client::{Client, Known};
 use crate::server::history::{History, unix_seconds};
 use crate::server::roster::Refused;
+use crate::server::status_page;
 use crate::snapshot::Cache;
 use crate::tls::Expiring;
 
@@ -285,6 +286,7 @@ pub(crate) fn router(observer: Observer) -> Router {
             "/history.json",
             get(|State(observer): State<Observer>| async move { Json(observer.history.tell()) }),
         )
+        .merge(status_page::routes())
         .layer(axum::middleware::map_response(with_headers))
         .with_state(observer)
 }
@@ -305,7 +307,8 @@ async fn ready(State(observer): State<Observer>) -> (StatusCode, &'static str) {
     }
 }
 
-/// Nothing of this is for other pages, for frames or for caches.
+/// Nothing of this is for other pages, for frames or for caches. The page has a policy of its own,
+/// by which it may load its parts.
 async fn with_headers(mut response: Response) -> Response {
     const HEADERS: [(HeaderName, &str); 5] = [
         (header::CACHE_CONTROL, "no-store"),
@@ -315,7 +318,7 @@ async fn with_headers(mut response: Response) -> Response {
         (header::X_FRAME_OPTIONS, "DENY"),
     ];
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
 }

@@ -47,6 +47,7 @@ mod signatures;
 mod simulation;
 mod starttls;
 mod status;
+mod status_page;
 mod structured;
 mod support;
 mod thin;

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub(crate) mod audit;
+pub(crate) mod browser;
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod contents;
