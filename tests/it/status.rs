@@ -172,7 +172,8 @@ async fn who_is_here_and_who_was_refused_is_shown_and_the_last_minutes_are_remem
     let mut plain = NbdClient::connect((Ipv4Addr::LOCALHOST, port).into()).await;
     plain.greet(3).await;
     watched.wait_for("hexz_nbd_connections{state=\"negotiation\"}", 1.0);
-    let uri = alice.uri(port, "<nil>\u{1b}");
+    // As it stands in a URI.
+    let uri = alice.uri(port, "%3Cnil%3E%1B");
     Client::new("nbdinfo").arg(uri).run().failed();
     watched.wait_for("hexz_nbd_connections_refused_total{reason=\"no_such_export\"}", 1.0);
 
