@@ -15,6 +15,8 @@ pub struct Event {
     schema: u32,
     #[serde(serialize_with = "as_rfc3339")]
     time: SystemTime,
+    /// Of the process, which tells the connections of one apart from those of another.
+    pid: u32,
     #[serde(flatten)]
     kind: EventKind,
     #[serde(flatten)]
@@ -74,8 +76,6 @@ pub enum EventKind {
     Start {
         /// Of the program.
         version: &'static str,
-        /// Of the process.
-        pid: u32,
     },
     /// A client came.
     Connect,
@@ -125,7 +125,8 @@ impl Event {
     /// Now, to nobody in particular.
     #[must_use]
     pub fn new(kind: EventKind) -> Self {
-        Self { schema: SCHEMA, time: SystemTime::now(), kind, who: None }
+        let (time, pid) = (SystemTime::now(), std::process::id());
+        Self { schema: SCHEMA, time, pid, kind, who: None }
     }
 
     /// Now, to a client.
@@ -211,6 +212,7 @@ mod tests {
         let mut parsed: Value = serde_json::from_str(&line).unwrap();
         let time = parsed.as_object_mut().unwrap().remove("time").unwrap();
         OffsetDateTime::parse(time.as_str().unwrap(), &Rfc3339).unwrap();
+        assert_eq!(parsed.as_object_mut().unwrap().remove("pid").unwrap(), std::process::id());
         assert_eq!(
             parsed,
             json!({
@@ -221,7 +223,7 @@ mod tests {
             })
         );
         let parsed: Value = serde_json::from_str(&Event::new(EventKind::Stop).to_line()).unwrap();
-        assert_eq!(parsed.as_object().unwrap().len(), 3, "{parsed}");
+        assert_eq!(parsed.as_object().unwrap().len(), 4, "{parsed}");
     }
 
     #[test]

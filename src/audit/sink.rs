@@ -2,11 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::audit::AuditError;
 
@@ -16,7 +16,7 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 /// Who may read a new file: its owner and its group.
 const MODE: u32 = 0o640;
 
-/// A pipe that nobody reads is an error, and not a reason to wait. To files it means nothing.
+/// To open a pipe that nobody reads is an error, and not a reason to wait. To files it means nothing.
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// Where to write.
@@ -65,10 +65,11 @@ impl Sink {
                     .mode(MODE)
                     .custom_flags(O_NONBLOCK)
                     .open(path);
-                match opened {
-                    Ok(file) => Ok(Self::File { file, is_torn: false }),
-                    Err(source) => Err(AuditError::Open { path: path.clone(), source }),
-                }
+                let prepared = opened.and_then(|file| {
+                    let is_torn = prepare(&file, path)?;
+                    Ok(Self::File { file, is_torn })
+                });
+                prepared.map_err(|source| AuditError::Open { path: path.clone(), source })
             }
             Target::Journal(path) => {
                 let connected = UnixDatagram::unbound().and_then(|socket| {
@@ -109,6 +110,22 @@ impl Sink {
             }
         }
     }
+}
+
+/// Makes a file that was opened ready, and says whether it ends with half a line, which a full disk or a
+/// crash of the host leaves behind.
+fn prepare(file: &File, path: &Path) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        // A pipe with a reader that is slow is waited for: the thread has nothing else to do.
+        fcntl_setfl(file, OFlags::APPEND)?;
+        return Ok(false);
+    }
+    let Some(last) = metadata.len().checked_sub(1) else { return Ok(false) };
+    let mut byte = [0];
+    // If it cannot be read, an empty line does no harm.
+    let is_whole = File::open(path).and_then(|file| file.read_exact_at(&mut byte, last));
+    Ok(is_whole.is_err() || byte != *b"\n")
 }
 
 /// Writes all of it, or says how much was written before the error.
@@ -159,6 +176,17 @@ mod tests {
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert!(lines[1].len() < long.len() && lines[1].starts_with("bb"), "{lines:?}");
         assert_eq!(lines[2..], ["d", "e"]);
+    }
+
+    #[test]
+    fn half_a_line_that_was_there_before_stays_by_itself() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (there, expected) in [("", "a\n"), ("x\n", "x\na\n"), ("x\nha", "x\nha\na\n")] {
+            std::fs::write(file.path(), there).unwrap();
+            let mut sink = Sink::open(&Target::File(file.path().to_owned())).unwrap();
+            sink.write(&line("a")).unwrap();
+            assert_eq!(std::fs::read_to_string(file.path()).unwrap(), expected);
+        }
     }
 
     #[test]

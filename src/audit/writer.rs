@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::audit::event::{Event, EventKind};
 use crate::audit::sink::{Line, Sink, Target};
 use crate::audit::{AuditError, OnLoss};
 
-/// Events that wait to be written: a second or so of all that a busy server has to tell, and with
-/// the longest names there are some tens of mebibytes.
+/// Events that wait to be written: a second or so of all that a busy server has to tell. Most take some
+/// hundreds of bytes, and what a certificate says at most what a handshake lets through.
 const WAITING_MAX: usize = 4096;
 
 /// How long to wait before something is opened again that could not be.
@@ -29,6 +29,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct AuditLog {
     orders: SyncSender<Order>,
+    /// That the file is to be opened again before the next line.
+    reopen: Arc<AtomicBool>,
     counts: Arc<Counts>,
 }
 
@@ -49,7 +51,8 @@ impl Counts {
 
 enum Order {
     Record(Box<Event>),
-    Reopen,
+    /// There is something to do without an event.
+    Wake,
     /// Whoever waits at the other end is told by its being dropped.
     Close(
         #[expect(dead_code, reason = "dropped when everything before it is written")] SyncSender<()>,
@@ -67,9 +70,11 @@ impl AuditLog {
         let sink = Some(Sink::open(&target)?);
         let (orders, waiting) = sync_channel(WAITING_MAX);
         let counts = Arc::new(Counts::default());
+        let reopen = Arc::new(AtomicBool::new(false));
         let writer = Writer {
             target,
             sink,
+            reopen: Arc::clone(&reopen),
             tried: Instant::now(),
             counts: Arc::clone(&counts),
             told: 0,
@@ -81,7 +86,7 @@ impl AuditLog {
             .name("audit".to_owned())
             .spawn(move || writer.run(&waiting))
             .map_err(AuditError::Thread)?;
-        Ok(Self { orders, counts })
+        Ok(Self { orders, reopen, counts })
     }
 
     /// Records an event, and does not wait for it. If more wait to be written than memory should be
@@ -93,11 +98,11 @@ impl AuditLog {
     }
 
     /// From now on writes to whatever has the name of the file now: whoever rotates logs has renamed
-    /// the one before. With very much waiting to be written it may be put off to the next time.
+    /// the one before.
     pub fn reopen(&self) {
-        if self.orders.try_send(Order::Reopen).is_err() {
-            self.counts.errors.fetch_add(1, Ordering::Relaxed);
-        }
+        self.reopen.store(true, Ordering::Release);
+        // With others waiting already, it is seen before the next of them.
+        let _ = self.orders.try_send(Order::Wake);
     }
 
     /// Waits until everything is written, though not for ever: the disk may not answer.
@@ -136,6 +141,7 @@ struct Writer {
     sink: Option<Sink>,
     /// When it was opened, or could not be.
     tried: Instant,
+    reopen: Arc<AtomicBool>,
     counts: Arc<Counts>,
     /// As many of the lost as the log says are lost.
     told: u64,
@@ -154,9 +160,12 @@ impl Writer {
             } else {
                 waiting.recv_timeout(OPEN_AGAIN)
             };
+            if self.reopen.swap(false, Ordering::Acquire) {
+                self.reopen();
+            }
             match order {
                 Ok(Order::Record(event)) => self.record(&event),
-                Ok(Order::Reopen) => self.reopen(),
+                Ok(Order::Wake) => {}
                 Ok(Order::Close(_)) | Err(RecvTimeoutError::Timeout) => self.tell_lost(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -56,6 +56,8 @@ struct Document {
     listen: Vec<String>,
     unix: Vec<PathBuf>,
     status_listen: Option<String>,
+    status_allow: AllowSettings,
+    status_host: Vec<String>,
     metrics_identities: bool,
     audit_log: Option<PathBuf>,
     default_export: Option<String>,
@@ -222,6 +224,9 @@ impl Document {
             listen: ListenSettings { listen: self.listen, unix: paths(self.unix) },
             monitoring: MonitoringSettings {
                 status_listen: self.status_listen,
+                status_allow: self.status_allow,
+                status_allow_cn: Vec::new(),
+                status_host: self.status_host,
                 metrics_identities: self.metrics_identities,
                 audit_log: self.audit_log.map(|to| match AuditChoice::from(to) {
                     AuditChoice::File(file) => AuditChoice::File(path(file)),
@@ -301,6 +306,8 @@ mod tests {
             listen = ["0.0.0.0:10809"]
             default_export = "root"
             status_listen = "127.0.0.1:9809"
+            status_allow = { cn = ["prometheus"] }
+            status_host = ["gateway.example.com"]
             metrics_identities = true
             audit_log = "audit.json"
             cache_size = "1GiB"
@@ -344,6 +351,8 @@ mod tests {
         let monitoring = &settings.monitoring;
         assert_eq!(monitoring.status_listen.as_deref(), Some("127.0.0.1:9809"));
         assert!(monitoring.metrics_identities);
+        assert_eq!(monitoring.status_allow.cn, ["prometheus"]);
+        assert_eq!(monitoring.status_host, ["gateway.example.com"]);
         assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/etc/audit.json".into())));
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::audit::{AuditLog, Event, EventKind, Target};
@@ -18,7 +17,7 @@ use crate::snapshot::Cache;
 #[derive(Debug, Default)]
 pub(crate) struct Monitoring {
     status: Option<StatusPlace>,
-    audit: Option<AuditLog>,
+    audit: Option<Target>,
     tells_identities: bool,
 }
 
@@ -26,16 +25,18 @@ pub(crate) struct Monitoring {
 #[derive(Debug)]
 struct StatusPlace {
     addresses: Vec<SocketAddr>,
+    hosts: Arc<[String]>,
     cache: Arc<Cache>,
 }
 
 impl Monitoring {
-    /// Opens the audit log. Nothing listens yet.
+    /// Nothing is opened yet.
     pub(crate) fn new(settings: &MonitoringSettings, cache: &Arc<Cache>) -> Result<Self, Failure> {
         let status = match &settings.status_listen {
             Some(text) => {
                 let addresses = resolve("--status-listen", text)?;
-                Some(StatusPlace { addresses, cache: Arc::clone(cache) })
+                let hosts = settings.status_host.iter().cloned().collect();
+                Some(StatusPlace { addresses, hosts, cache: Arc::clone(cache) })
             }
             None => None,
         };
@@ -46,67 +47,74 @@ impl Monitoring {
                     .to_owned(),
             ));
         }
-        let audit = settings.audit_log.as_ref().map(|to| {
-            let target = match to {
-                AuditChoice::Journald => Target::journal(),
-                AuditChoice::File(path) => Target::File(path.clone()),
-            };
+        let audit = settings.audit_log.as_ref().map(|to| match to {
+            AuditChoice::Journald => Target::journal(),
+            AuditChoice::File(path) => Target::File(path.clone()),
+        });
+        Ok(Self { status, audit, tells_identities })
+    }
+
+    /// Begins to watch a server that has its sockets, from before the first client.
+    pub(crate) async fn watch(&self, server: &Server) -> Result<Watch, Failure> {
+        let audit = self.audit.clone().map(|target| {
             let on_loss = |why: &str| tracing::error!(why, "lines of the audit log are lost");
             AuditLog::open(target, Arc::new(on_loss))
         });
         let audit = audit.transpose()?;
         if let Some(audit) = &audit {
-            let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-            audit.record(Event::new(EventKind::Start { version, pid }));
+            audit.record(Event::new(EventKind::Start { version: env!("CARGO_PKG_VERSION") }));
+            server.audit_to(audit.clone());
         }
-        Ok(Self { status, audit, tells_identities })
+        let showing = self.show(server).await?;
+        Ok(Watch { audit, _showing: showing })
     }
 
-    /// Begins to watch a server, from before the first client until what is returned is dropped.
-    pub(crate) async fn watch(&self, server: &Server) -> Result<JoinSet<()>, Failure> {
+    async fn show(&self, server: &Server) -> Result<JoinSet<()>, Failure> {
         let mut watching = JoinSet::new();
-        if let Some(audit) = &self.audit {
-            server.audit_to(audit.clone());
-            let (audit, mut hang_up) = (audit.clone(), signal(SignalKind::hangup())?);
-            watching.spawn(async move {
-                while hang_up.recv().await.is_some() {
-                    audit.reopen();
-                }
-            });
-        }
-        let Some(StatusPlace { addresses, cache }) = &self.status else { return Ok(watching) };
+        let Some(StatusPlace { addresses, hosts, cache }) = &self.status else {
+            return Ok(watching);
+        };
         let observer = server.observer(Arc::clone(cache));
         if self.tells_identities {
             observer.metrics().tell_identities();
         }
         for address in addresses {
-            let listener = match StatusListener::bind(*address, observer.clone()).await {
-                Err(error @ StatusError::Exposed(_)) => {
-                    return Err(Failure::Usage(error.to_string()));
-                }
-                bound => bound?,
-            };
+            let listener =
+                match StatusListener::bind(*address, Arc::clone(hosts), observer.clone()).await {
+                    Err(error @ StatusError::Exposed(_)) => {
+                        return Err(Failure::Usage(error.to_string()));
+                    }
+                    bound => bound?,
+                };
             tracing::info!(address = %listener.address()?, "showing the status");
             watching.spawn(listener.run());
         }
         watching.spawn(observer.remember());
         Ok(watching)
     }
+}
 
-    /// What waits for the end of the server, to write the last lines.
-    pub(crate) fn closing(&self) -> Closing {
-        Closing(self.audit.clone())
+/// Watches a server until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    audit: Option<AuditLog>,
+    /// Those who show the status. They end with this.
+    _showing: JoinSet<()>,
+}
+
+impl Watch {
+    /// What was renamed is left, and a new one begun.
+    pub(crate) fn reopen(&self) {
+        if let Some(audit) = &self.audit {
+            audit.reopen();
+        }
     }
 }
 
-/// Ends the audit log.
-#[derive(Debug)]
-pub(crate) struct Closing(Option<AuditLog>);
-
-impl Closing {
+impl Drop for Watch {
     /// Writes what is to be written still. Waits for it, though not for ever.
-    pub(crate) fn close(self) {
-        if let Some(audit) = self.0 {
+    fn drop(&mut self) {
+        if let Some(audit) = &self.audit {
             audit.record(Event::new(EventKind::Stop));
             audit.close();
         }

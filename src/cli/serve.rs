@@ -269,11 +269,9 @@ pub(crate) fn run_server(
         .max_blocking_threads(settings.limits.decoders_max.get().saturating_add(SPARE_THREADS))
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    let closing = settings.monitoring.closing();
     let outcome = runtime.block_on(serve(sockets, settings, build, announce));
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
-    closing.close();
     outcome
 }
 
@@ -327,7 +325,7 @@ async fn serve(
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
-    let _watching = monitoring.watch(&server).await?;
+    let watch = monitoring.watch(&server).await?;
     announce(&endpoints)?;
     for export in catalogue.iter() {
         let info = export.info();
@@ -346,16 +344,24 @@ async fn serve(
         tracing::info!(%endpoint, "listening");
     }
     let rebuild = move || build().map_err(|failure| failure.to_string().into());
-    let reloading = server.reloader().run(hang_up, seen, rebuild, tell_of_reload);
+    let tell = |progress: Progress<'_>| {
+        if matches!(progress, Progress::Begun) {
+            watch.reopen();
+        }
+        tell_of_reload(progress);
+    };
+    let reloading = server.reloader().run(hang_up, seen, rebuild, tell);
     let mut reloading = std::pin::pin!(reloading);
     let stop = CancellationToken::new();
+    let cutter = server.cutter();
     let mut running = std::pin::pin!(server.run(stop.clone()));
     let mut watchdog = std::pin::pin!(service_manager::keep_watchdog_fed());
     service_manager::ready(&serving(&catalogue));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),
-            () = &mut reloading => {}
+            // What is loaded now would be for nobody.
+            () = &mut reloading, if !stop.is_cancelled() => {}
             () = &mut watchdog => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -364,5 +370,6 @@ async fn serve(
         service_manager::stopping();
         stop.cancel();
     }
+    cutter.cut().await;
     Err(Failure::failed("stopped by a second signal before every client was answered"))
 }

@@ -47,6 +47,25 @@ pub(crate) struct MonitoringSettings {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) status_listen: Option<String>,
 
+    /// Show the status to certificates with this common name, repeatable, where other hosts can reach it
+    ///
+    /// Without any, it is shown to every certificate of the client CA if there are no rules about who may
+    /// read either; if there are some, to nobody, but for /healthz and /readyz. In a configuration file,
+    /// `status_allow` takes all kinds of rules.
+    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    pub(crate) status_allow_cn: Vec<String>,
+
+    /// The same, from a configuration file
+    #[arg(skip)]
+    pub(crate) status_allow: AllowSettings,
+
+    /// Name by which the status may be asked for in plaintext, beside addresses and localhost, repeatable
+    ///
+    /// Other names are refused, so that no page of a stranger reads the status through a browser that
+    /// reaches it (DNS rebinding).
+    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    pub(crate) status_host: Vec<String>,
+
     /// Count reads by the identity of the client too, in /metrics
     ///
     /// Whoever collects the metrics then knows who reads what.
@@ -279,6 +298,16 @@ impl Settings {
                 metrics_identities: monitoring.metrics_identities
                     || other.monitoring.metrics_identities,
                 audit_log: monitoring.audit_log.or(other.monitoring.audit_log),
+                status_allow: if monitoring.status_allow_cn.is_empty() {
+                    other.monitoring.status_allow
+                } else {
+                    AllowSettings {
+                        cn: monitoring.status_allow_cn.clone(),
+                        ..AllowSettings::default()
+                    }
+                },
+                status_allow_cn: monitoring.status_allow_cn,
+                status_host: first_set(monitoring.status_host, other.monitoring.status_host),
             },
             tls: TlsSettings {
                 tls: tls.tls.or(other_tls.tls),

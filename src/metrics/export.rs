@@ -82,7 +82,7 @@ impl ExportMetrics {
         [requests, self.read_bytes.get(), self.damaged.get()]
     }
 
-    /// A read met a damaged block.
+    /// A request met a damaged block.
     pub fn damaged(&self) {
         self.damaged.inc();
     }

@@ -9,8 +9,10 @@ mod identities;
 mod labels;
 mod latency;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelValue;
@@ -70,6 +72,9 @@ pub struct Metrics {
     identity_reads: Family<IdentityLabels, Counter>,
     identity_read_bytes: Family<IdentityLabels, Counter>,
     observed: ObservedMetrics,
+    telling: Mutex<()>,
+    /// Names of exports that anything was counted of.
+    exports: Mutex<HashSet<String>>,
 }
 
 /// What was done since the start, all exports together.
@@ -105,9 +110,9 @@ pub struct Observed {
     pub cache_bytes: u64,
     /// What it may hold, in bytes.
     pub cache_capacity_bytes: u64,
-    /// Blocks that were asked for and there, since the start.
+    /// Blocks that reads took from the cache, since the start.
     pub cache_hits: u64,
-    /// Blocks that were asked for and not there.
+    /// Blocks that were fetched and decoded.
     pub cache_misses: u64,
     /// Blocks that made room for others.
     pub cache_evictions: u64,
@@ -157,9 +162,15 @@ impl Metrics {
             identity_reads: Family::default(),
             identity_read_bytes: Family::default(),
             observed: ObservedMetrics::default(),
+            telling: Mutex::default(),
+            exports: Mutex::default(),
         };
         metrics.register(version);
-        // So that they are there before the first client.
+        // So that they are there before the first client, and before the first failure: a counter that
+        // begins with 1 has not increased.
+        for outcome in ["success", "failure"] {
+            let _ = metrics.reloads.get_or_create(&OutcomeLabel { outcome });
+        }
         for state in [State::negotiation, State::transmission] {
             metrics.connections.get_or_create(&StateLabel { state }).set(0);
         }
@@ -207,7 +218,11 @@ impl Metrics {
             Unit::Seconds,
             self.durations.clone(),
         );
-        registry.register("damaged_blocks", "Reads that met a damaged block", self.damaged.clone());
+        registry.register(
+            "damaged_blocks",
+            "Requests that met a damaged block",
+            self.damaged.clone(),
+        );
         registry.register("reloads", "Attempts to read everything anew", self.reloads.clone());
         registry.register(
             "identity_reads",
@@ -235,17 +250,17 @@ impl Metrics {
         );
         registry.register(
             "cache_hits",
-            "Blocks and index pages found in the cache",
+            "Blocks that reads took from the cache",
             observed.cache_hits.clone(),
         );
         registry.register(
             "cache_misses",
-            "Blocks and index pages not found in the cache",
+            "Blocks that were fetched and decoded",
             observed.cache_misses.clone(),
         );
         registry.register(
             "cache_evictions",
-            "Blocks that made room for others",
+            "Blocks and index pages that made room for others",
             observed.cache_evictions.clone(),
         );
         registry.register(
@@ -327,6 +342,11 @@ impl Metrics {
     /// What the requests of all clients to an export are counted by.
     #[must_use]
     pub fn export(&self, export: &str) -> ExportMetrics {
+        let mut exports = self.exports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !exports.contains(export) {
+            exports.insert(export.to_owned());
+        }
+        drop(exports);
         let requests = RequestType::ALL.map(|request| {
             let labels = RequestLabels { export: export.to_owned(), r#type: request.name() };
             self.requests.get_or_create_owned(&labels)
@@ -370,12 +390,33 @@ impl Metrics {
         }
     }
 
+    /// Forgets what was counted of exports that are not to be kept. Whoever has one of them open goes on
+    /// to count where nobody looks.
+    pub fn keep_exports(&self, is_kept: impl Fn(&str) -> bool) {
+        let mut exports = self.exports.lock().unwrap_or_else(PoisonError::into_inner);
+        exports.retain(|export| {
+            if is_kept(export) {
+                return true;
+            }
+            for request in RequestType::ALL {
+                self.requests
+                    .remove(&RequestLabels { export: export.clone(), r#type: request.name() });
+            }
+            let label = ExportLabel { export: export.clone() };
+            self.read_bytes.remove(&label);
+            self.damaged.remove(&label);
+            false
+        });
+    }
+
     /// All of it in the OpenMetrics text format, with how things are now.
     ///
     /// # Errors
     ///
     /// If it cannot be formatted, which takes a bug.
     pub fn render(&self, now: &Observed) -> Result<String, fmt::Error> {
+        // One after another: what is told is taken out and put in anew.
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         self.observed.set(now);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -410,13 +451,23 @@ impl ObservedMetrics {
         self.certificates.clear();
         for CertificateExpiry { role, subject, unix_seconds } in &now.certificates {
             let labels = CertificateLabels { role, subject: subject.clone() };
-            self.certificates.get_or_create(&labels).set(*unix_seconds);
+            set_to_first(&self.certificates, &labels, *unix_seconds);
         }
         self.crls.clear();
         for (issuer, unix_seconds) in &now.crls {
-            self.crls.get_or_create(&CrlLabel { issuer: issuer.clone() }).set(*unix_seconds);
+            set_to_first(&self.crls, &CrlLabel { issuer: issuer.clone() }, *unix_seconds);
         }
     }
+}
+
+/// Several may have one name, such as a CA and its successor: the one that ends first is told.
+fn set_to_first<L>(family: &Family<L, Gauge>, labels: &L, unix_seconds: i64)
+where
+    L: Clone + std::hash::Hash + Eq,
+{
+    let before = family.get(labels).map(|gauge| gauge.get());
+    let first = before.map_or(unix_seconds, |before| before.min(unix_seconds));
+    family.get_or_create(labels).set(first);
 }
 
 /// A connection that is counted until this is dropped.
@@ -468,7 +519,9 @@ mod tests {
             ..Observed::default()
         };
         metrics.render(&now).unwrap();
-        now.certificates = vec![certificate("CN=new")];
+        // A CA and its successor have one name.
+        let later = CertificateExpiry { unix_seconds: 500, ..certificate("CN=new") };
+        now.certificates = vec![later.clone(), certificate("CN=new"), later];
         let text = metrics.render(&now).unwrap();
         for (line, expected) in [
             ("hexz_nbd_build_info{version=\"1.2.3\"}", 1.0),
@@ -504,7 +557,11 @@ mod tests {
         assert_eq!(text.matches(family).count(), 1, "a family is told once\n{text}");
         assert!(text.contains("connection=\"k3f9\""), "the example of a miss\n{text}");
         drop(connected);
+        let _ = metrics.export("kept");
+        metrics.keep_exports(|export| export == "kept");
         let text = metrics.render(&now).unwrap();
+        assert!(!text.contains("export=\"a"), "{text}");
+        assert!(text.contains("hexz_nbd_damaged_blocks_total{export=\"kept\"} 0"), "{text}");
         assert_eq!(value(&text, "hexz_nbd_connections{state=\"transmission\"}"), Some(0.0));
     }
 }

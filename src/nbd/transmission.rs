@@ -194,7 +194,7 @@ impl Transmission {
                 push_error(to, failure.error, failure.message, None, outbox);
             }
             (Replies::Structured | Replies::Extended, Err(failure)) => {
-                let ReadFailure { before, error, message } = failure;
+                let ReadFailure { before, error, message, is_damage: _ } = failure;
                 // A read of no bytes has no place either.
                 let place = (length != 0).then(|| offset.saturating_add(total_bytes(&before)));
                 push_content(to, offset, before, fragments, false, outbox);
@@ -220,7 +220,7 @@ impl Transmission {
         self.working = self.working.saturating_sub(1);
         let wrong = || {
             let message = "the server found no extents where some were asked for";
-            Failure { error: Errno::EIO, message, position: None }
+            Failure { error: Errno::EIO, message, position: None, is_damage: false }
         };
         let outcome = outcome.and_then(|described| {
             let is_sound = is_sound(&described, length)
@@ -425,7 +425,7 @@ fn checked(
         return outcome;
     }
     let message = "the server read another number of bytes than was asked for";
-    Err(ReadFailure { before: Vec::new(), error: Errno::EIO, message })
+    Err(ReadFailure { before: Vec::new(), error: Errno::EIO, message, is_damage: false })
 }
 
 /// What a part that is only loaded counts for, in bytes: it stays in the cache.

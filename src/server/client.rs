@@ -18,8 +18,8 @@ use crate::server::policy::Certified;
 use crate::server::refusal::{Reason, Refusal};
 use crate::server::session::{Peer, SessionError};
 
-/// As many refusals of one connection are recorded one by one. A client may ask for names as long as
-/// it negotiates; the rest is counted.
+/// As many different refusals of one connection are recorded one by one. A client may ask for names as
+/// long as it negotiates; the rest is counted.
 const REFUSALS_RECORDED_MAX: u32 = 16;
 
 /// One client. The server's [`Roster`](crate::server::roster::Roster) has it as long as it is here.
@@ -45,6 +45,10 @@ pub(crate) struct Known {
     refusals: u32,
     /// The first of them.
     refusal: Option<Refusal>,
+    /// Those that were recorded one by one.
+    recorded: u32,
+    /// The last of them.
+    last: Option<Refusal>,
     /// Whether its end is told already.
     is_gone: bool,
 }
@@ -115,11 +119,18 @@ impl Client {
 
     /// It was not given what it came for.
     pub(crate) fn refused(&self, refusal: Refusal, shared: &Shared) {
-        let known = {
+        let (known, is_recorded) = {
             let mut known = self.lock();
             known.refusals = known.refusals.saturating_add(1);
             known.refusal.get_or_insert_with(|| refusal.clone());
-            known.clone()
+            // Clients ask for the same thing in several ways, one after another.
+            let is_new = known.last.as_ref() != Some(&refusal);
+            let is_recorded = is_new && known.recorded < REFUSALS_RECORDED_MAX;
+            if is_recorded {
+                known.recorded = known.recorded.saturating_add(1);
+                known.last = Some(refusal.clone());
+            }
+            (known.clone(), is_recorded)
         };
         let Refusal { export, reason, detail } = refusal;
         let (peer, identity) = (self.peer, known.identity());
@@ -127,7 +138,7 @@ impl Client {
         if known.refusals == 1 {
             shared.metrics.refused(reason.word());
         }
-        if known.refusals > REFUSALS_RECORDED_MAX {
+        if !is_recorded {
             return;
         }
         let shown = match &export {
@@ -144,7 +155,7 @@ impl Client {
             && let Err(error) = &how
             && let Some(reason) = error.refusal()
         {
-            self.refused(Refusal { export: None, reason, detail: error.to_string() }, shared);
+            self.refused(Refusal::of_all(reason, error.to_string()), shared);
         }
         let known = self.known();
         self.log_end(&how, &known, shared);

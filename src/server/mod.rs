@@ -55,6 +55,9 @@ pub use self::reload::Reloader;
 /// As much as the cache: replies are made of cached blocks, so the two together bound the memory.
 const INFLIGHT_BYTES_DEFAULT: u64 = 256 << 20;
 
+/// For clients to end that are cut off.
+const CUT_MAX: Duration = Duration::from_millis(500);
+
 /// Bounds on what clients may take. Every session of a server shares them.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -202,6 +205,23 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
 }
 
+/// Ends a server whose clients are not to be waited for.
+#[derive(Debug)]
+pub struct Cutter {
+    shared: Arc<Shared>,
+}
+
+impl Cutter {
+    /// Cuts every client off, and waits a moment for their ends to be logged.
+    pub async fn cut(&self) {
+        self.shared.cut.cancel();
+        self.shared.tasks.close();
+        // Who takes longer is held up by something that nobody can cut.
+        let _ = tokio::time::timeout(CUT_MAX, self.shared.tasks.wait()).await;
+        self.shared.roster.cut(&self.shared);
+    }
+}
+
 /// Serves clients on streams that the caller has, as an embedding program does, or a test. They
 /// count among the clients of the server, and end when it stops.
 #[derive(Debug, Clone)]
@@ -320,6 +340,12 @@ impl Server {
     #[must_use]
     pub fn reloader(&self) -> Reloader {
         Reloader::new(Arc::clone(&self.shared))
+    }
+
+    /// What can end it at once.
+    #[must_use]
+    pub fn cutter(&self) -> Cutter {
+        Cutter { shared: Arc::clone(&self.shared) }
     }
 
     /// Serves until `stop` is cancelled, then answers what was accepted and returns.

@@ -49,8 +49,11 @@ impl<'a> Offer<'a> {
     }
 
     fn refuse(&self, export: Option<&str>, (reason, detail): (Reason, &str)) {
-        let (export, detail) = (export.map(str::to_owned), detail.to_owned());
-        self.client.refused(Refusal { export, reason, detail }, self.shared);
+        let refusal = match export {
+            Some(name) => Refusal::of_export(name, reason, detail),
+            None => Refusal::of_all(reason, detail),
+        };
+        self.client.refused(refusal, self.shared);
     }
 }
 

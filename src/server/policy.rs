@@ -49,6 +49,8 @@ pub struct Access {
     pub rules: Rules,
     /// What is special about an export, by its name.
     pub exports: BTreeMap<String, ExportAccess>,
+    /// Who may see the status where other hosts can reach it.
+    pub status: Rules,
 }
 
 /// Who may read one export.
@@ -149,6 +151,13 @@ impl Access {
         }
     }
 
+    /// Whether a client may see the status, where it has to show a certificate for it: names of all
+    /// exports and of those who read them. Without rules about the status, only where there are no others
+    /// either, so that every certificate may read everything anyway.
+    pub(crate) fn allows_status(&self, identity: Option<&PeerIdentity>) -> bool {
+        if self.status.is_empty() { !self.has_rules() } else { self.status.allow(identity) }
+    }
+
     /// Whether any rule is given.
     #[must_use]
     pub fn has_rules(&self) -> bool {
@@ -229,7 +238,7 @@ mod tests {
             let own = ExportAccess { rules: allow(rules), plaintext: *plaintext };
             ((*name).to_owned(), own)
         });
-        Access { rules: allow(common), exports: exports.collect() }
+        Access { rules: allow(common), exports: exports.collect(), ..Access::default() }
     }
 
     #[test]

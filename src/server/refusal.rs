@@ -10,6 +10,25 @@ pub(crate) struct Refusal {
     pub(crate) detail: String,
 }
 
+/// Characters of a name that was made up and is recorded. Whoever makes up names must not fill disks.
+const NAME_CHARACTERS_MAX: usize = 200;
+
+impl Refusal {
+    /// Of an export that was asked for. A long name is cut.
+    pub(crate) fn of_export(export: &str, reason: Reason, detail: &str) -> Self {
+        let mut name: String = export.chars().take(NAME_CHARACTERS_MAX).collect();
+        if name.len() < export.len() {
+            name.push('…');
+        }
+        Self { export: Some(name), reason, detail: detail.to_owned() }
+    }
+
+    /// Of whatever the client came for.
+    pub(crate) fn of_all(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { export: None, reason, detail: detail.into() }
+    }
+}
+
 /// The kinds of reasons. docs/audit.md lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
@@ -47,5 +66,18 @@ impl Reason {
             Self::NoExport => "no_such_export",
             Self::BrokenExport => "broken_export",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_and_marked() {
+        let refusal = |name: &str| Refusal::of_export(name, Reason::NoExport, "").export.unwrap();
+        assert_eq!(refusal("disk"), "disk");
+        assert_eq!(refusal(&"ü".repeat(200)), "ü".repeat(200));
+        assert_eq!(refusal(&"ü".repeat(201)), "ü".repeat(200) + "…");
     }
 }

@@ -130,7 +130,10 @@ impl Reloader {
     /// stays in force.
     pub fn replace(&self, policy: Policy) -> Result<(), ServerError> {
         check_exposure(&self.shared.exposed, &policy, self.shared.insecure)?;
+        let catalogue = Arc::clone(&policy.catalogue);
         self.shared.policy.send_replace(Arc::new(policy));
+        let open = self.shared.roster.open_exports();
+        self.shared.metrics.keep_exports(|name| catalogue.offers(name) || open.contains(name));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Who is here, and who was refused lately: what the status tells of clients.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -79,6 +79,18 @@ impl Roster {
     /// Those who are here, in the order in which they came.
     pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// The names of what they have open.
+    pub(crate) fn open_exports(&self) -> HashSet<String> {
+        self.clients().iter().filter_map(|client| client.known().export).collect()
+    }
+
+    /// All who are here are taken for gone.
+    pub(crate) fn cut(&self, shared: &Shared) {
+        for client in self.clients() {
+            client.gone("cut off: the server was stopped at once".to_owned(), shared);
+        }
     }
 
     /// The newest refusals first.

@@ -220,10 +220,14 @@ impl<'a> Session<'a> {
         let negotiation = Negotiation::new(channel, &mut outbox);
         let chosen = self.negotiate(&mut stream, negotiation, &mut input, outbox).await;
         let demands_tls = tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Required);
-        if demands_tls && matches!(chosen, Ok(Chosen::Nothing) | Err(SessionError::HungUp)) {
-            let detail = "the client did not begin TLS, which this server demands".to_owned();
-            let refusal = Refusal { export: None, reason: Reason::TlsRequired, detail };
-            self.client.refused(refusal, self.shared);
+        let gave_up = matches!(
+            chosen,
+            Ok(Chosen::Nothing)
+                | Err(SessionError::HungUp | SessionError::Truncated | SessionError::Io(_))
+        );
+        if demands_tls && gave_up && self.was_heard {
+            let detail = "the client did not begin TLS, which this server demands";
+            self.client.refused(Refusal::of_all(Reason::TlsRequired, detail), self.shared);
         }
         let outcome = match (chosen, tls) {
             (Ok(Chosen::StartTls(upgrade)), Some(tls)) => {

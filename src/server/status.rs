@@ -25,6 +25,7 @@ use crate::server::roster::Refused;
 use crate::server::status_page;
 use crate::snapshot::Cache;
 use crate::tls::Expiring;
+use crate::tls::PeerIdentity;
 
 /// Looks at a server that runs, or has not begun.
 #[derive(Debug, Clone)]
@@ -70,7 +71,7 @@ struct ExportStatus {
     connections: usize,
     requests: u64,
     read_bytes: u64,
-    /// Reads that met a damaged block.
+    /// Requests that met a damaged block.
     damaged_blocks: u64,
 }
 
@@ -139,6 +140,11 @@ impl Observer {
     pub(crate) fn asks_for_certificates(&self) -> bool {
         let policy = self.shared.policy.borrow();
         policy.tls.as_ref().is_some_and(|tls| tls.config.requires_client_certificate())
+    }
+
+    /// Whether a client that has shown this certificate may see more than whether the server is well.
+    pub(crate) fn may_be_seen_by(&self, identity: Option<&PeerIdentity>) -> bool {
+        self.shared.policy.borrow().access.allows_status(identity)
     }
 
     /// The TLS configuration in force, if it asks for client certificates.
@@ -272,12 +278,24 @@ impl From<Refused> for RefusalStatus {
     }
 }
 
+/// For those whom no rule shows more: whether the server is well.
+pub(crate) fn router_for_others(observer: Observer) -> Router {
+    let why = "no rule shows the status to this certificate: --status-allow-cn, or status_allow in the \
+               configuration file, says whom it is shown to\n";
+    whether_it_is_well()
+        .fallback(move || async move { (StatusCode::FORBIDDEN, why) })
+        .layer(axum::middleware::map_response(with_headers))
+        .with_state(observer)
+}
+
+fn whether_it_is_well() -> Router<Observer> {
+    Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
+}
+
 /// Everything that can be asked.
 pub(crate) fn router(observer: Observer) -> Router {
-    Router::new()
+    whether_it_is_well()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .route(
             "/status.json",
             get(|State(observer): State<Observer>| async move { Json(observer.status()) }),

@@ -13,7 +13,6 @@ use tracing::Span;
 use crate::export::Export;
 use crate::metrics::{CacheOutcome, ExportMetrics};
 use crate::nbd::transmission::{Ending, Served};
-use crate::nbd::wire::Errno;
 use crate::nbd::{
     Described, Entered, Failure, Load, Loaded, Outbox, Piece, Read, ReadFailure, Status, Terms,
     Transmission, Work,
@@ -38,7 +37,7 @@ enum Outcome {
 /// From the first request to the last reply.
 pub(crate) async fn transmit(
     stream: &mut impl Stream,
-    mut input: BytesMut,
+    input: BytesMut,
     outbox: Outbox,
     entered: Entered<Arc<Export>>,
     shared: &Shared,
@@ -46,27 +45,42 @@ pub(crate) async fn transmit(
     served: &mut Served,
 ) -> Result<Ending, SessionError> {
     let Entered { export, replies, contexts } = entered;
-    let (mut reader, mut writer) = tokio::io::split(stream);
     let terms = Terms { export_bytes: export.info().size_bytes, replies, contexts };
     let mut session = Transmission::new(terms, outbox);
+    let names = client.known().names();
+    let counted = shared.metrics.client(&export.info().name, names.as_deref());
+    let counters = Counters { client, shared, export: counted };
+    let ending = exchange(stream, input, &export, &mut session, &counters, served).await;
+    // However it ended: requests may have come before what ended it.
+    counters.count(session.served(), served);
+    ending
+}
+
+async fn exchange(
+    stream: &mut impl Stream,
+    mut input: BytesMut,
+    export: &Arc<Export>,
+    session: &mut Transmission,
+    counters: &Counters<'_>,
+    served: &mut Served,
+) -> Result<Ending, SessionError> {
+    let shared = counters.shared;
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut account = shared.inflight.open(shared.limits.owed_bytes_max);
     let mut working = JoinSet::new();
     // Enough to keep every decoder busy, and so few that clients take turns.
     let working_max = shared.limits.decoders_max.get().saturating_mul(2);
     let mut clock = Clock::new(shared.limits.idle_timeout);
-    let names = client.known().names();
-    let counted = shared.metrics.client(&export.info().name, names.as_deref());
-    let counters = Counters { client, shared, export: counted };
     let mut stopped = None;
     let mut unflushed = true;
     loop {
         while working.len() < working_max {
             session.allow(account.allowance(session.owed_bytes()));
             let Some(work) = session.next_work(&mut input)? else { break };
-            match at_once(work, &export) {
-                Ok(done) => take(&mut session, done, &counters),
+            match at_once(work, export) {
+                Ok(done) => take(session, done, counters),
                 Err(work) => {
-                    working.spawn(elsewhere(work, Arc::clone(&export), shared));
+                    working.spawn(elsewhere(work, Arc::clone(export), shared));
                 }
             }
         }
@@ -91,7 +105,7 @@ pub(crate) async fn transmit(
                 stopped = Some(Instant::now() + STOP_GRACE);
             }
             Some(done) = working.join_next() => {
-                take(&mut session, done??, &counters);
+                take(session, done??, counters);
                 clock.restart();
             }
             sent = send(&mut writer, session.outbox()), if unsent => {
@@ -169,11 +183,16 @@ impl Counters<'_> {
     }
 
     fn took(&self, done: &Done) {
-        if let Outcome::Read(_, outcome) = &done.outcome {
-            self.shared.metrics.read_took(done.cache, done.took, &self.client.id);
-            if outcome.as_ref().is_err_and(|failure| failure.error == Errno::EIO) {
-                self.export.damaged();
+        let is_damage = match &done.outcome {
+            Outcome::Read(_, outcome) => {
+                self.shared.metrics.read_took(done.cache, done.took, &self.client.id);
+                outcome.as_ref().is_err_and(|failure| failure.is_damage)
             }
+            Outcome::Load(_, outcome) => outcome.as_ref().is_err_and(|failure| failure.is_damage),
+            Outcome::Status(_, outcome) => outcome.as_ref().is_err_and(|failure| failure.is_damage),
+        };
+        if is_damage {
+            self.export.damaged();
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Cache {
     blocks: Bounded<BlockKey, Bytes>,
     pages: Bounded<PageKey, Arc<Page>>,
     capacity_bytes: u64,
+    hits: AtomicU64,
+    misses: AtomicU64,
     evictions: Arc<AtomicU64>,
 }
 
@@ -43,11 +45,11 @@ pub struct Statistics {
     pub used_bytes: u64,
     /// What it may hold, in bytes.
     pub capacity_bytes: u64,
-    /// Blocks and index pages that were asked for and there.
+    /// Blocks that were taken from it. One counts each time that a read needs it.
     pub hits: u64,
-    /// Those that were not there.
+    /// Blocks that were fetched and decoded because it did not have them.
     pub misses: u64,
-    /// Those that made room for others.
+    /// Blocks and index pages that made room for others.
     pub evictions: u64,
 }
 
@@ -121,6 +123,8 @@ impl Cache {
             blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024, &evictions),
             pages: bounded(pages, 64 * 1024, &evictions),
             capacity_bytes,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
             evictions,
         }
     }
@@ -131,8 +135,8 @@ impl Cache {
         Statistics {
             used_bytes: self.used_bytes(),
             capacity_bytes: self.capacity_bytes,
-            hits: self.blocks.hits().saturating_add(self.pages.hits()),
-            misses: self.blocks.misses().saturating_add(self.pages.misses()),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
             evictions: self.evictions.load(Ordering::Relaxed),
         }
     }
@@ -143,6 +147,7 @@ impl Cache {
         self.blocks.weight().saturating_add(self.pages.weight())
     }
 
+    /// The block, if it is there. Whoever makes use of it says so: [`Cache::has_served`].
     pub(crate) fn block(&self, key: &BlockKey) -> Option<Bytes> {
         self.blocks.get(key)
     }
@@ -153,7 +158,19 @@ impl Cache {
         key: &BlockKey,
         decode: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
-        self.blocks.get_or_insert_with(key, decode)
+        let mut is_there = true;
+        let block = self.blocks.get_or_insert_with(key, || {
+            is_there = false;
+            decode()
+        });
+        let counter = if is_there { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        block
+    }
+
+    /// So many blocks that were there were of use.
+    pub(crate) fn has_served(&self, blocks: usize) {
+        self.hits.fetch_add(blocks as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn page(&self, key: &PageKey) -> Option<Arc<Page>> {
@@ -228,10 +245,13 @@ mod tests {
     fn what_is_found_what_is_not_and_what_makes_room_is_counted() {
         let cache = Cache::new(8 << 20);
         fill(&cache, 10, 65_536);
+        fill(&cache, 3, 65_536);
+        // To look is no use of it yet.
         assert!(cache.block(&key(3)).is_some());
         assert!(cache.block(&key(99)).is_none());
+        cache.has_served(1);
         let statistics = cache.statistics();
-        assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (1, 11, 0));
+        assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (4, 10, 0));
         assert_eq!(statistics.capacity_bytes, 8 << 20);
         fill(&cache, 1000, 65_536);
         assert!(cache.statistics().evictions > 800, "{:?}", cache.statistics());

@@ -9,7 +9,7 @@ use crate::tls::material::Material;
 /// What ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Expiring {
-    /// The server's own certificate.
+    /// The server's own certificate, or one above it that it sends along.
     Server,
     /// That of a CA which signs client certificates.
     ClientCa,
@@ -30,7 +30,7 @@ pub struct Expiry {
 
 /// Of everything that is in use. What does not say when it ends is left out.
 pub(super) fn expiries(material: &Material) -> Vec<Expiry> {
-    let server = material.chain.first().into_iter().map(|der| (Expiring::Server, der));
+    let server = material.chain.iter().map(|der| (Expiring::Server, der));
     let cas = material.client_cas.iter().map(|der| (Expiring::ClientCa, der));
     let certificates = server.chain(cas).filter_map(|(what, der)| {
         let certificate = parse(der)?;

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
+use socket2::SockRef;
 
 use crate::support::audit::{AuditFile, lines_of};
-use crate::support::client::Client as NbdClient;
+use crate::support::client::{Client as NbdClient, query};
 use crate::support::fixtures;
 use crate::support::pki::{Maker, Pki, text};
 use crate::support::process::{Client, Process, refused};
@@ -66,6 +68,7 @@ fn who_came_what_they_were_given_and_what_they_were_refused_stands_in_the_log() 
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
     assert_eq!((&first["event"], &first["pid"]), (&"start".into(), &server.id().into()));
     assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
+    assert!(lines.iter().all(|line| line["pid"] == first["pid"]));
     assert_eq!(last["event"], "stop");
     for line in &lines {
         assert_eq!(line["schema"], 1);
@@ -106,6 +109,15 @@ fn who_came_what_they_were_given_and_what_they_were_refused_stands_in_the_log() 
     assert_eq!(refusals["no_such_export"]["export"], "n\nil");
     assert!(refusals["tls_handshake"]["detail"].as_str().unwrap().contains("no client CA"));
     assert_eq!(refusals["tls_required"]["identity"], Value::Null);
+
+    // However many ways a client asks in.
+    let mut asked: Vec<String> = of_event(&lines, "refuse")
+        .iter()
+        .map(|line| format!("{} {} {}", line["connection"], line["export"], line["reason"]))
+        .collect();
+    let all = asked.len();
+    asked.dedup();
+    assert_eq!(asked.len(), all, "{asked:#?}");
 
     // The same names as in the log.
     let of_alice = server.log().into_iter().find(|line| line["message"] == "opened").unwrap();
@@ -191,6 +203,63 @@ fn a_log_that_cannot_be_written_to_is_an_error_at_the_start() {
     assert_eq!(code, 1, "{line}");
     assert!(line.contains("cannot append to the audit log \"/proc/nowhere/audit.json\""), "{line}");
     assert!(line.contains("No such file"), "{line}");
+
+    // Who does not get its socket has not begun.
+    let audit = AuditFile::new();
+    let [flag, path] = audit.argument();
+    let running = Process::start([text(&file)]);
+    let taken = format!("127.0.0.1:{}", running.port());
+    let (_, line) = refused(&[&flag, &path, "--listen", &taken, text(&file)]);
+    assert!(line.contains("cannot listen"), "{line}");
+    assert!(audit.lines().is_empty(), "{:#?}", audit.lines());
+}
+
+#[tokio::test]
+async fn whoever_is_cut_off_by_a_second_signal_has_a_line_before_the_last() {
+    let audit = AuditFile::new();
+    let arguments = audit.argument();
+    let [flag, path] = &arguments;
+    let mut watched =
+        Watched::start(&[flag, path, "--drain-timeout=1h", text(&fixtures::path(FILE))]);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watched.process.port()));
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = NbdClient::connect(address).await;
+        client.greet(3).await;
+        client.go(EXPORT).await;
+        // More than the sockets hold, and not taken.
+        for cookie in 0..8 {
+            client.request(0, 0, cookie, 0, 3_000_000).await;
+        }
+        clients.push(client);
+    }
+    let accepted = format!("hexz_nbd_requests_total{{export=\"{EXPORT}\",type=\"read\"}}");
+    watched.wait_until(&accepted, |reads| reads >= 20.0);
+    watched.process.signal(rustix::process::Signal::TERM);
+    watched.process.wait_for("stopping: clients get what they asked for", 1);
+    watched.process.signal(rustix::process::Signal::TERM);
+    assert!(!watched.process.ended().success());
+    let lines = audit.lines();
+    assert_eq!(of_event(&lines, "disconnect").len(), 20, "{lines:#?}");
+    assert_eq!(lines.last().unwrap()["event"], "stop", "{lines:#?}");
+}
+
+#[tokio::test]
+async fn whoever_asks_without_tls_and_resets_the_connection_is_recorded_as_refused() {
+    let (pki, audit) = (Pki::new(Maker::OpensslEcdsa), AuditFile::new());
+    let (bundle, file) = (pki.path("srv.pem"), fixtures::path("v082-onebyte.hxz"));
+    let arguments = ["--tls-cert", text(&bundle), text(&file)].map(str::to_owned);
+    let server = Process::start(audit.argument().iter().chain(&arguments));
+    let mut client = NbdClient::connect((Ipv4Addr::LOCALHOST, server.port()).into()).await;
+    SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    client.greet(3).await;
+    client.send_option(7, &query("v082-onebyte", &[])).await;
+    client.option_reply(7).await;
+    drop(client);
+    audit.wait_until(|line| line["event"] == "disconnect", 1);
+    let lines = audit.lines();
+    let refused = of_event(&lines, "refuse");
+    assert_eq!((refused.len(), &refused[0]["reason"]), (1, &"tls_required".into()), "{lines:#?}");
 }
 
 /// Those of a connection by its name.
@@ -221,8 +290,8 @@ async fn at_info_a_connection_has_two_lines_at_most_whatever_it_does() {
     // Refused many times, and then let in.
     let mut curious = NbdClient::connect(address).await;
     curious.greet(3).await;
-    for _ in 0..30 {
-        curious.send_option(7, &crate::support::client::query("nil", &[])).await;
+    for number in 0..30 {
+        curious.send_option(7, &query(&format!("nil{number}"), &[])).await;
         curious.option_reply(7).await;
     }
     curious.go("disk").await;
@@ -232,6 +301,9 @@ async fn at_info_a_connection_has_two_lines_at_most_whatever_it_does() {
     let count = |event: &str| of_event(&audit.lines(), event).len();
     audit.wait_until(|line| line["event"] == "disconnect", count("connect").max(5));
 
+    // The log comes a little later.
+    server.wait_for("opened", 2);
+    server.wait_for("closed", 3);
     let lines = lines_at_info(&server);
     assert!(lines.values().all(|lines| lines.len() <= 2), "{lines:#?}");
     let curious = server
@@ -265,7 +337,7 @@ async fn a_flood_of_refused_clients_fills_the_audit_log_and_the_metrics_and_not_
     for _ in 0..1000 {
         let mut stranger = NbdClient::connect(address).await;
         stranger.greet(3).await;
-        stranger.send_option(7, &crate::support::client::query("nil", &[])).await;
+        stranger.send_option(7, &query("nil", &[])).await;
         stranger.option_reply(7).await;
     }
     watched.wait_for("hexz_nbd_connections_refused_total{reason=\"no_such_export\"}", 1000.0);

@@ -122,7 +122,11 @@ async fn a_reload_ends_the_connections_that_it_no_longer_allows_and_no_others() 
             serve(
                 catalogue(),
                 &material(),
-                Access { rules: allow(&["alice", "bob"]), exports: own("disk", &["bob"]) },
+                Access {
+                    rules: allow(&["alice", "bob"]),
+                    exports: own("disk", &["bob"]),
+                    ..Access::default()
+                },
             ),
         ),
     ];

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::support::client::Client as NbdClient;
+use crate::support::client::{Client as NbdClient, request};
 use crate::support::fixtures;
 use crate::support::pki::{Maker, Pki, text};
 use crate::support::process::{Client, HEXZ_NBD, Process, refused};
@@ -19,6 +19,7 @@ use crate::support::watched::Watched;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
+const CACHE: u16 = 5;
 const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
 
@@ -33,9 +34,15 @@ async fn what_clients_asked_for_is_what_the_metrics_say() {
     let mut client = NbdClient::connect(address).await;
     client.greet(3).await;
     let (size, _) = client.go("v082-lz4-aux").await;
-    for (offset, length) in [(0, 1000), (0, 1000), (5, 4096), (70_000, 65_536)] {
+    // Whoever decodes a block misses it once, however often it is looked for on the way.
+    for (offset, length, hits, misses) in
+        [(0, 1000, 0.0, 1.0), (0, 1000, 1.0, 1.0), (5, 4096, 2.0, 1.0)]
+    {
         client.read(offset, length).await;
+        watched.wait_for("hexz_nbd_cache_hits_total", hits);
+        watched.wait_for("hexz_nbd_cache_misses_total", misses);
     }
+    client.read(70_000, 65_536).await;
     for (command, length, error) in
         [(WRITE, 0, EPERM), (FLUSH, 0, 0), (READ, u32::MAX, EINVAL), (READ, 1, EINVAL)]
     {
@@ -52,6 +59,9 @@ async fn what_clients_asked_for_is_what_the_metrics_say() {
     other.request(0, READ, 8, 232_213, 10).await;
     assert_eq!(other.reply(10).await.0, 5);
     watched.wait_for("hexz_nbd_damaged_blocks_total{export=\"h-flip-block\"}", 1.0);
+    other.request(0, CACHE, 9, 232_213, 10).await;
+    assert_eq!(other.reply(0).await.0, 5);
+    watched.wait_for("hexz_nbd_damaged_blocks_total{export=\"h-flip-block\"}", 2.0);
 
     let metrics = watched.metrics();
     let number = |name: &str| metrics.get(name).copied().unwrap_or(f64::NAN);
@@ -64,7 +74,7 @@ async fn what_clients_asked_for_is_what_the_metrics_say() {
     assert_eq!(requests("v082-lz4-aux", "block_status"), 0.0);
     assert_eq!(requests("h-flip-block", "read"), 1.0);
     assert_eq!(number("hexz_nbd_read_bytes_total{export=\"v082-lz4-aux\"}"), 71_632.0);
-    for (code, count) in [("EPERM", 1.0), ("EINVAL", 2.0), ("EIO", 1.0)] {
+    for (code, count) in [("EPERM", 1.0), ("EINVAL", 2.0), ("EIO", 2.0)] {
         assert_eq!(number(&format!("hexz_nbd_error_replies_total{{code=\"{code}\"}}")), count);
     }
     let durations =
@@ -76,7 +86,15 @@ async fn what_clients_asked_for_is_what_the_metrics_say() {
     assert!(number("hexz_nbd_cache_bytes") > 65_536.0);
     assert_eq!(number("hexz_nbd_cache_capacity_bytes"), 268_435_456.0);
     assert!(number("hexz_nbd_cache_hits_total") > 0.0);
-    drop((client, other));
+    assert_eq!(number("hexz_nbd_reloads_total{outcome=\"failure\"}"), 0.0);
+    // What comes with what ends the connection is counted too.
+    let mut last = NbdClient::connect(address).await;
+    last.greet(3).await;
+    last.go("v082-lz4-aux").await;
+    let reads = (0..20).flat_map(|cookie| request(0, READ, cookie, 0, 1)).collect::<Vec<_>>();
+    last.send(&[&reads[..], &[0x5a; 28]].concat()).await;
+    watched.wait_for("hexz_nbd_requests_total{export=\"v082-lz4-aux\",type=\"read\"}", 24.0);
+    drop((client, other, last));
     watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 0.0);
 }
 
@@ -246,6 +264,16 @@ fn reloads_broken_exports_and_readiness_are_told() {
     assert_eq!(status["exports"][0]["size_bytes"], 1);
     assert_eq!(status["broken_exports"], serde_json::json!(["bad"]));
     assert_eq!((&status["ready"], &status["draining"]), (&true.into(), &false.into()));
+
+    // What is gone is told no more.
+    let is_told = || watched.get("/metrics").2.contains("{export=\"good\"");
+    assert!(is_told());
+    std::fs::rename(path("good.hxz"), path("other.hxz")).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while is_told() {
+        assert!(Instant::now() < end, "{}", watched.get("/metrics").2);
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[tokio::test]
@@ -269,6 +297,7 @@ async fn a_server_that_drains_is_alive_and_not_ready() {
     let (code, _, body) = watched.get("/readyz");
     assert_eq!((code, body.contains("stopping")), (503, true), "{body}");
     assert_eq!(watched.get("/healthz").0, 200);
+    watched.process.reload();
     let mut errors = Vec::new();
     for cookie in 0..8 {
         let (error, answered, _) = client.reply(3_000_000).await;
@@ -280,6 +309,8 @@ async fn a_server_that_drains_is_alive_and_not_ready() {
     assert!(refused >= 1 && errors[refused..].iter().all(|error| *error == 108), "{errors:?}");
     drop(client);
     assert!(watched.process.ended().success());
+    let log = watched.process.log();
+    assert!(!log.iter().any(|line| line["message"] == "reloaded"), "for nobody: {log:#?}");
 }
 
 #[test]
@@ -317,13 +348,66 @@ fn nothing_is_for_other_pages_and_nobody_waits_for_long() {
         String::from_utf8_lossy(&answer).into_owned()
     };
     assert!(!answer.contains(" 200 "), "{answer}");
-    // Who says nothing is let go, and others are answered meanwhile.
-    let mut silent: Vec<TcpStream> =
-        (0..31).map(|_| TcpStream::connect(watched.address).unwrap()).collect();
+}
+
+#[test]
+fn whoever_keeps_the_status_busy_keeps_nobody_from_asking_whether_the_server_is_alive() {
+    let watched = Watched::start(&[text(&fixtures::path("v082-onebyte.hxz"))]);
+    // Those who say nothing, and those who ask for much and take nothing.
+    let mut busy: Vec<TcpStream> = Vec::new();
+    let ask = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    for number in 0..300 {
+        let mut stream = TcpStream::connect(watched.address).unwrap();
+        if number % 2 == 0 {
+            stream.write_all(&ask).unwrap();
+        }
+        busy.push(stream);
+    }
     assert_eq!(watched.get("/healthz").0, 200);
-    for stream in &mut silent {
+    // One connection, one request.
+    let answers = watched.say(&b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3));
+    assert_eq!(answers.matches("200 OK").count(), 1, "{answers}");
+    for stream in &mut busy {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        assert!(matches!(stream.read(&mut [0; 100]), Ok(0..=100)));
+        let mut rest = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "nobody stays");
+        }
+    }
+}
+
+#[test]
+fn the_rules_say_whose_certificate_shows_the_status() {
+    let pki = Pki::new(Maker::OpensslEcdsa);
+    let [alice, bob, monitor] =
+        ["alice", "bob", "monitor"].map(|name| text(&pki.good(name).bundle).to_owned());
+    let (bundle, file) = (pki.path("srv.pem"), fixtures::path("v082-onebyte.hxz"));
+    let with_tls = ["--tls-cert", text(&bundle), "--status-listen", "0.0.0.0:0", text(&file)];
+    let code = |server: &Process, holder: &str, path: &str| {
+        let url = format!("https://127.0.0.1:{}{path}", status_port(server));
+        let output = Client::new("curl")
+            .args(["--silent", "--insecure", "--cert", holder, "--write-out", "%{http_code}"])
+            .args(["--output", "/dev/null", &url])
+            .run();
+        output.succeeded().text().parse::<u16>().unwrap()
+    };
+    let secrets = ["/", "/metrics", "/status.json", "/history.json"];
+    let health = ["/healthz", "/readyz"];
+    for (rules, may_see) in [
+        (&[][..], &[&alice, &bob, &monitor][..]),
+        // Whoever may not read is not told what there is.
+        (&["--allow-cn=alice"], &[]),
+        (&["--allow-cn=alice", "--status-allow-cn=monitor"], &[&monitor]),
+        (&["--status-allow-cn=monitor"], &[&monitor]),
+    ] {
+        let server = Process::start(with_tls.iter().chain(rules));
+        for holder in [&alice, &bob, &monitor] {
+            let expected = if may_see.contains(&holder) { 200 } else { 403 };
+            for path in secrets {
+                assert_eq!(code(&server, holder, path), expected, "{rules:?} {holder} {path}");
+            }
+            assert!(health.iter().all(|path| code(&server, holder, path) == 200));
+        }
     }
 }
 
@@ -367,7 +451,16 @@ fn what_other_hosts_can_reach_needs_certificates_or_to_be_said_aloud() {
 
     // Said aloud, which is a warning.
     let aloud = [&with_tls[..4], &["--insecure-allow-plaintext", text(&file)]].concat();
+    let aloud = [&aloud[..], &["--status-host", "gateway.example.com"]].concat();
     let server = Process::start(aloud);
+    for (host, code) in [("attacker.example", 421), ("gateway.example.com", 200)] {
+        let mut plain = TcpStream::connect(("127.0.0.1", status_port(&server))).unwrap();
+        let request = format!("GET /status.json HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        plain.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        plain.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{host}: {answer}");
+    }
     let mut plain = TcpStream::connect(("127.0.0.1", status_port(&server))).unwrap();
     plain.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
