@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 pub enum Target {
     /// To the end of a file, which is made if it is not there.
     File(PathBuf),
+    /// To the standard output of the process.
+    StandardOutput,
     /// To the journal, through its socket.
     Journal(PathBuf),
 }
@@ -70,6 +73,12 @@ impl Sink {
                     Ok(Self::File { file, is_torn })
                 });
                 prepared.map_err(|source| AuditError::Open { path: path.clone(), source })
+            }
+            Target::StandardOutput => {
+                let opened = std::io::stdout().as_fd().try_clone_to_owned();
+                let opened =
+                    opened.map(|output| Self::File { file: output.into(), is_torn: false });
+                opened.map_err(|source| AuditError::Open { path: "-".into(), source })
             }
             Target::Journal(path) => {
                 let connected = UnixDatagram::unbound().and_then(|socket| {
@@ -161,7 +170,8 @@ mod tests {
         fcntl_setpipe_size(&writer, 4096).unwrap();
         let mut sink = Sink::File { file: File::from(writer), is_torn: false };
         sink.write(&line(&"a".repeat(3000))).unwrap();
-        let long = "b".repeat(10_000);
+        // What does not fill whole pages goes into the rest of the first: 3001 and 1095 bytes.
+        let long = "b".repeat(2 * 4096 + 1094);
         sink.write(&line(&long)).unwrap_err();
         // Nothing at all is taken, which tears nothing.
         sink.write(&line("c")).unwrap_err();

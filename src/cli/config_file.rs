@@ -230,7 +230,7 @@ impl Document {
                 metrics_identities: self.metrics_identities,
                 audit_log: self.audit_log.map(|to| match AuditChoice::from(to) {
                     AuditChoice::File(file) => AuditChoice::File(path(file)),
-                    AuditChoice::Journald => AuditChoice::Journald,
+                    other @ (AuditChoice::Journald | AuditChoice::StandardOutput) => other,
                 }),
             },
             tls: TlsSettings {
@@ -309,7 +309,7 @@ mod tests {
             status_allow = { cn = ["prometheus"] }
             status_host = ["gateway.example.com"]
             metrics_identities = true
-            audit_log = "audit.json"
+            audit_log = "/var/log/audit.json"
             cache_size = "1GiB"
             negotiation_timeout = "5s"
             idle_timeout = "1h"
@@ -353,7 +353,7 @@ mod tests {
         assert!(monitoring.metrics_identities);
         assert_eq!(monitoring.status_allow.cn, ["prometheus"]);
         assert_eq!(monitoring.status_host, ["gateway.example.com"]);
-        assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/etc/audit.json".into())));
+        assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/var/log/audit.json".into())));
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
@@ -422,6 +422,15 @@ mod tests {
         let file = ConfigFile::read(&path).unwrap();
         assert_eq!(file.settings.tls.tls_cert, Some(directory.path().join("srv.pem")));
         assert_eq!(file.exports[0].path, directory.path().join("a/b.hxz"));
+        for (text, expected) in [
+            ("audit.json", AuditChoice::File(directory.path().join("audit.json"))),
+            ("journald", AuditChoice::Journald),
+            ("-", AuditChoice::StandardOutput),
+        ] {
+            std::fs::write(&path, format!("audit_log = {text:?}")).unwrap();
+            let file = ConfigFile::read(&path).unwrap();
+            assert_eq!(file.settings.monitoring.audit_log, Some(expected));
+        }
     }
 
     #[test]

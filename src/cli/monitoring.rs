@@ -49,6 +49,7 @@ impl Monitoring {
         }
         let audit = settings.audit_log.as_ref().map(|to| match to {
             AuditChoice::Journald => Target::journal(),
+            AuditChoice::StandardOutput => Target::StandardOutput,
             AuditChoice::File(path) => Target::File(path.clone()),
         });
         Ok(Self { status, audit, tells_identities })

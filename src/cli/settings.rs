@@ -72,14 +72,14 @@ pub(crate) struct MonitoringSettings {
     #[arg(long)]
     pub(crate) metrics_identities: bool,
 
-    /// Record who comes, what they open and what they are refused, one JSON line each: in a file, or
-    /// in systemd's journal with the word `journald`
+    /// Record who comes, what they open and what they are refused, one JSON line each: in a file, in
+    /// systemd's journal with the word `journald`, or on standard output with `-`
     ///
     /// The file is opened again on SIGHUP, as logrotate needs it. What cannot be written is counted
     /// in the metrics and does not keep anybody from being served.
     #[arg(
         long,
-        value_name = "FILE|journald",
+        value_name = "FILE|journald|-",
         value_parser = PathBufValueParser::new().map(AuditChoice::from),
     )]
     pub(crate) audit_log: Option<AuditChoice>,
@@ -89,12 +89,17 @@ pub(crate) struct MonitoringSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AuditChoice {
     Journald,
+    StandardOutput,
     File(PathBuf),
 }
 
 impl From<PathBuf> for AuditChoice {
     fn from(path: PathBuf) -> Self {
-        if path.as_os_str() == "journald" { Self::Journald } else { Self::File(path) }
+        match path.to_str() {
+            Some("journald") => Self::Journald,
+            Some("-") => Self::StandardOutput,
+            _ => Self::File(path),
+        }
     }
 }
 

@@ -197,6 +197,23 @@ fn a_full_disk_keeps_nobody_from_being_served_and_is_told() {
 }
 
 #[test]
+fn standard_output_has_the_lines_and_nothing_else() {
+    let file = fixtures::path("v082-onebyte.hxz");
+    let mut server = Process::start(["--audit-log", "-", text(&file)]);
+    assert_eq!(copy(&server.uri("v082-onebyte")), Some(1));
+    server.reload();
+    server.wait_until(|line| line["why"] == "signal", 1);
+    assert!(server.terminate().success());
+    let events: Vec<String> = server
+        .stdout()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].to_string())
+        .collect();
+    let expected = ["start", "connect", "open", "disconnect", "stop"].map(|e| format!("\"{e}\""));
+    assert_eq!(events, expected);
+}
+
+#[test]
 fn a_log_that_cannot_be_written_to_is_an_error_at_the_start() {
     let file = fixtures::path("v082-onebyte.hxz");
     let (code, line) = refused(&["--audit-log", "/proc/nowhere/audit.json", text(&file)]);

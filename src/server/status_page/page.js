@@ -147,7 +147,7 @@ function showExports() {
   const good = status.exports.map((item) => ({
     ...item,
     condition: item.damaged_blocks > 0
-      ? ["alarm", format.plural(item.damaged_blocks, "damaged block", "damaged blocks")]
+      ? ["alarm", format.plural(item.damaged_blocks, "request met damage", "requests met damage")]
       : ["good", "good"],
   }));
   const broken = status.broken_exports.map((name) => ({
