@@ -214,7 +214,7 @@ fn perform(session: &mut Transmission, work: Work) {
             let position = Some(DAMAGED_FROM.max(load.offset));
             let failed = |failure: ReadFailure| {
                 let ReadFailure { error, message, .. } = failure;
-                Failure { error, message, position }
+                Failure { error, message, position, is_damage: true }
             };
             session.loaded(load, outcome.map_err(failed));
         }
@@ -353,7 +353,12 @@ fn read_disk(offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
     assert!(end <= DISK_BYTES);
     while position < end {
         if position >= DAMAGED_FROM {
-            return Err(ReadFailure { before: pieces, error: Errno::EIO, message: "damaged" });
+            return Err(ReadFailure {
+                before: pieces,
+                error: Errno::EIO,
+                message: "damaged",
+                is_damage: true,
+            });
         }
         let run = position / RUN_BYTES;
         let run_end = ((run + 1) * RUN_BYTES).min(DAMAGED_FROM).min(end);

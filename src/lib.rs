@@ -6,13 +6,15 @@
 //! ```text
 //! cli ─→ server ─→ export ─→ snapshot
 //!           ├────→ nbd ←──────┘ (export only)
-//!           └────→ tls
+//!           └────→ tls, metrics, audit
 //! ```
 //!
 //! * [`snapshot`] reads `.hxz` files: how long, what is where, give me these bytes.
 //! * [`nbd`] is the protocol: bytes and decisions, no I/O.
 //! * [`export`] is a snapshot under a name.
 //! * [`tls`] is who is on the other end, and what they may open.
+//! * [`metrics`] counts.
+//! * [`audit`] writes down who came, what was given and what was refused.
 //! * [`server`] has the sockets, and is the only place that waits.
 //! * [`tls`] makes certificates.
 //! * [`cli`] is what the operator types.
@@ -32,8 +34,10 @@
 //!
 //! And served like this, with [`serve_nbd`] or, with more choices, a [`server::Server`].
 
+pub mod audit;
 pub mod cli;
 pub mod export;
+pub mod metrics;
 pub mod nbd;
 pub mod server;
 pub mod snapshot;

@@ -14,8 +14,8 @@ use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
 use crate::cli::reading::{CheckChoice, ReadingSettings, parse_digest};
 use crate::cli::settings::{
-    AllowSettings, InsecureSettings, LimitSettings, ListenSettings, Settings, TlsChoice,
-    TlsSettings,
+    AllowSettings, AuditChoice, InsecureSettings, LimitSettings, ListenSettings,
+    MonitoringSettings, Settings, TlsChoice, TlsSettings,
 };
 use crate::cli::size::ByteSize;
 use crate::export::RoundUp;
@@ -55,6 +55,11 @@ impl ConfigFile {
 struct Document {
     listen: Vec<String>,
     unix: Vec<PathBuf>,
+    status_listen: Option<String>,
+    status_allow: AllowSettings,
+    status_host: Vec<String>,
+    metrics_identities: bool,
+    audit_log: Option<PathBuf>,
     default_export: Option<String>,
     key_file: Vec<PathBuf>,
     parent_dir: Vec<PathBuf>,
@@ -217,6 +222,17 @@ impl Document {
         let settings = Settings {
             default_export: self.default_export,
             listen: ListenSettings { listen: self.listen, unix: paths(self.unix) },
+            monitoring: MonitoringSettings {
+                status_listen: self.status_listen,
+                status_allow: self.status_allow,
+                status_allow_cn: Vec::new(),
+                status_host: self.status_host,
+                metrics_identities: self.metrics_identities,
+                audit_log: self.audit_log.map(|to| match AuditChoice::from(to) {
+                    AuditChoice::File(file) => AuditChoice::File(path(file)),
+                    other @ (AuditChoice::Journald | AuditChoice::StandardOutput) => other,
+                }),
+            },
             tls: TlsSettings {
                 tls: self.tls.mode,
                 tls_cert: self.tls.cert.map(path),
@@ -289,6 +305,11 @@ mod tests {
             r#"
             listen = ["0.0.0.0:10809"]
             default_export = "root"
+            status_listen = "127.0.0.1:9809"
+            status_allow = { cn = ["prometheus"] }
+            status_host = ["gateway.example.com"]
+            metrics_identities = true
+            audit_log = "/var/log/audit.json"
             cache_size = "1GiB"
             negotiation_timeout = "5s"
             idle_timeout = "1h"
@@ -327,6 +348,12 @@ mod tests {
         .unwrap();
         let settings = file.settings;
         assert_eq!(settings.listen.listen, ["0.0.0.0:10809"]);
+        let monitoring = &settings.monitoring;
+        assert_eq!(monitoring.status_listen.as_deref(), Some("127.0.0.1:9809"));
+        assert!(monitoring.metrics_identities);
+        assert_eq!(monitoring.status_allow.cn, ["prometheus"]);
+        assert_eq!(monitoring.status_host, ["gateway.example.com"]);
+        assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/var/log/audit.json".into())));
         assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
@@ -395,6 +422,15 @@ mod tests {
         let file = ConfigFile::read(&path).unwrap();
         assert_eq!(file.settings.tls.tls_cert, Some(directory.path().join("srv.pem")));
         assert_eq!(file.exports[0].path, directory.path().join("a/b.hxz"));
+        for (text, expected) in [
+            ("audit.json", AuditChoice::File(directory.path().join("audit.json"))),
+            ("journald", AuditChoice::Journald),
+            ("-", AuditChoice::StandardOutput),
+        ] {
+            std::fs::write(&path, format!("audit_log = {text:?}")).unwrap();
+            let file = ConfigFile::read(&path).unwrap();
+            assert_eq!(file.settings.monitoring.audit_log, Some(expected));
+        }
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Exports {
         arguments: &[ExportArgument],
         settings: &Settings,
     ) -> Result<Opened, Failure> {
-        let access = Access { rules: rules(&settings.allow)?, ..Access::default() };
+        let mut access = Access { rules: rules(&settings.allow)?, ..Access::default() };
+        access.status = rules(&settings.monitoring.status_allow)?;
         let (watched, has_directories) = (Vec::new(), false);
         let opened = Opened { catalogue: Catalogue::default(), access, watched, has_directories };
         // One that cannot be found at the moment is a directory all the same.

@@ -9,10 +9,12 @@ mod escape;
 mod export_argument;
 mod exports;
 pub mod failure;
+mod generate;
 mod inspect;
 mod key_files;
 mod keygen;
 mod logging;
+mod monitoring;
 mod open_files;
 mod pack;
 mod passphrases;
@@ -20,6 +22,7 @@ mod progress;
 mod reading;
 mod report;
 mod serve;
+mod service_manager;
 mod settings;
 mod sign;
 mod signatures;
@@ -54,6 +57,7 @@ enum Command {
     Sign(sign::Arguments),
     Demo(demo::Arguments),
     Certs(certs::Arguments),
+    Generate(generate::Arguments),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -81,5 +85,6 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Some(Command::Sign(arguments)) => sign::run(&arguments),
         Some(Command::Demo(arguments)) => demo::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(arguments),
+        Some(Command::Generate(arguments)) => generate::run(&arguments),
     }
 }

@@ -16,14 +16,16 @@ use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
 use crate::cli::key_files::read_verify_keys;
 use crate::cli::logging;
+use crate::cli::monitoring::Monitoring;
 use crate::cli::passphrases;
+use crate::cli::service_manager;
 use crate::cli::settings::{LimitSettings, ListenSettings, Settings};
 use crate::cli::size::ByteSize;
 use crate::cli::tls_settings;
 use crate::cli::uri::uri;
-use crate::export::RoundUp;
+use crate::export::{Catalogue, RoundUp};
 use crate::server::activation::{self, HandedOver};
-use crate::server::reload::{Built, Seen};
+use crate::server::reload::{Built, Progress, Seen};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
 use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
@@ -78,9 +80,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         Vec::new()
     };
-    let server = ServerSettings::new(&settings)?;
     let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
-    let exports = Mutex::new(Exports::new(Arc::new(Cache::new(cache_bytes))));
+    let cache = Arc::new(Cache::new(cache_bytes));
+    let server = ServerSettings::new(&settings, &cache)?;
+    let exports = Mutex::new(Exports::new(cache));
     let build = move || {
         let mut exports = exports.lock().unwrap_or_else(PoisonError::into_inner);
         build(&arguments, &mut exports)
@@ -159,19 +162,19 @@ pub(crate) fn endpoints(settings: &ListenSettings) -> Result<Vec<Endpoint>, Fail
     let default = settings.listen.is_empty() && settings.unix.is_empty();
     let default = default.then_some(DEFAULT_LISTEN);
     for text in settings.listen.iter().map(String::as_str).chain(default) {
-        endpoints.extend(resolve(text)?.into_iter().map(Endpoint::Tcp));
+        endpoints.extend(resolve("--listen", text)?.into_iter().map(Endpoint::Tcp));
     }
     endpoints.extend(settings.unix.iter().cloned().map(Endpoint::Unix));
     Ok(endpoints)
 }
 
-fn resolve(text: &str) -> Result<Vec<SocketAddr>, Failure> {
+pub(crate) fn resolve(flag: &str, text: &str) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = text.parse() {
         return Ok(vec![address]);
     }
     text.to_socket_addrs().map(Iterator::collect).map_err(|error| {
         Failure::Usage(format!(
-            "--listen {text}: {error}; expected ADDRESS:PORT, such as 127.0.0.1:10809 or \
+            "{flag} {text}: {error}; expected ADDRESS:PORT, such as 127.0.0.1:10809 or \
              [::1]:10809"
         ))
     })
@@ -189,10 +192,11 @@ pub(crate) struct Sockets {
 pub(crate) struct ServerSettings {
     limits: Limits,
     insecure: Insecure,
+    monitoring: Monitoring,
 }
 
 impl ServerSettings {
-    fn new(settings: &Settings) -> Result<Self, Failure> {
+    fn new(settings: &Settings, cache: &Arc<Cache>) -> Result<Self, Failure> {
         let default = Limits::default();
         let LimitSettings {
             cache_size: _,
@@ -246,7 +250,8 @@ impl ServerSettings {
             plaintext: settings.insecure.insecure_allow_plaintext,
             anonymous: settings.insecure.insecure_allow_anonymous,
         };
-        Ok(Self { limits, insecure })
+        let monitoring = Monitoring::new(&settings.monitoring, cache)?;
+        Ok(Self { limits, insecure, monitoring })
     }
 }
 
@@ -268,6 +273,21 @@ pub(crate) fn run_server(
     // Reads that still wait for storage must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// For the service manager.
+fn serving(catalogue: &Catalogue) -> String {
+    format!("serving {} exports", catalogue.iter().count())
+}
+
+/// systemd takes a reload for done when it hears so, and what waits for it goes on: not before the
+/// policy is in force.
+fn tell_of_reload(progress: Progress<'_>) {
+    match progress {
+        Progress::Begun => service_manager::reloading(),
+        Progress::InForce(policy) => service_manager::ready(&serving(&policy.catalogue)),
+        Progress::Failed => service_manager::ready("the last reload failed, see the log"),
+    }
 }
 
 async fn serve(
@@ -298,13 +318,14 @@ async fn serve(
     let Built { policy, files, exports } = built?;
     let seen = Seen::new(files, exports);
     let (catalogue, has_tls) = (Arc::clone(&policy.catalogue), policy.tls.is_some());
-    let ServerSettings { limits, insecure } = settings;
+    let ServerSettings { limits, insecure, monitoring } = settings;
     let bound = Server::bind_beside(handed_over, &endpoints, policy, limits, insecure).await;
     let server = match bound {
         Err(error) if error.is_refusal() => return Err(Failure::Usage(error.to_string())),
         bound => bound?,
     };
     let endpoints: Vec<Endpoint> = server.endpoints().cloned().collect();
+    let watch = monitoring.watch(&server).await?;
     announce(&endpoints)?;
     for export in catalogue.iter() {
         let info = export.info();
@@ -323,18 +344,32 @@ async fn serve(
         tracing::info!(%endpoint, "listening");
     }
     let rebuild = move || build().map_err(|failure| failure.to_string().into());
-    let mut reloading = std::pin::pin!(server.reloader().run(hang_up, seen, rebuild));
+    let tell = |progress: Progress<'_>| {
+        if matches!(progress, Progress::Begun) {
+            watch.reopen();
+        }
+        tell_of_reload(progress);
+    };
+    let reloading = server.reloader().run(hang_up, seen, rebuild, tell);
+    let mut reloading = std::pin::pin!(reloading);
     let stop = CancellationToken::new();
+    let cutter = server.cutter();
     let mut running = std::pin::pin!(server.run(stop.clone()));
+    let mut watchdog = std::pin::pin!(service_manager::keep_watchdog_fed());
+    service_manager::ready(&serving(&catalogue));
     for what in ["stopping: clients get what they asked for", "stopping at once"] {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),
-            () = &mut reloading => {}
+            // What is loaded now would be for nobody.
+            () = &mut reloading, if !stop.is_cancelled() => {}
+            () = &mut watchdog => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("{what}");
+        service_manager::stopping();
         stop.cancel();
     }
+    cutter.cut().await;
     Err(Failure::failed("stopped by a second signal before every client was answered"))
 }

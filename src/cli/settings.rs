@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
@@ -30,6 +31,76 @@ pub(crate) struct ListenSettings {
     /// accordingly.
     #[arg(long, value_name = "PATH")]
     pub(crate) unix: Vec<PathBuf>,
+}
+
+/// Who is told how the server is, and who was here.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Monitoring")]
+pub(crate) struct MonitoringSettings {
+    /// Address and port of the status: a page for people at /, /metrics for Prometheus, /healthz,
+    /// /readyz, /status.json
+    ///
+    /// Plain HTTP on loopback, such as `127.0.0.1:9809`. What other hosts can reach is HTTPS with
+    /// client certificates, with the certificate and the client CA of NBD, unless
+    /// --insecure-allow-plaintext is given. The page and /status.json name clients and exports.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) status_listen: Option<String>,
+
+    /// Show the status to certificates with this common name, repeatable, where other hosts can reach it
+    ///
+    /// Without any, it is shown to every certificate of the client CA if there are no rules about who may
+    /// read either; if there are some, to nobody, but for /healthz and /readyz. In a configuration file,
+    /// `status_allow` takes all kinds of rules.
+    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    pub(crate) status_allow_cn: Vec<String>,
+
+    /// The same, from a configuration file
+    #[arg(skip)]
+    pub(crate) status_allow: AllowSettings,
+
+    /// Name by which the status may be asked for in plaintext, beside addresses and localhost, repeatable
+    ///
+    /// Other names are refused, so that no page of a stranger reads the status through a browser that
+    /// reaches it (DNS rebinding).
+    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    pub(crate) status_host: Vec<String>,
+
+    /// Count reads by the identity of the client too, in /metrics
+    ///
+    /// Whoever collects the metrics then knows who reads what.
+    #[arg(long)]
+    pub(crate) metrics_identities: bool,
+
+    /// Record who comes, what they open and what they are refused, one JSON line each: in a file, in
+    /// systemd's journal with the word `journald`, or on standard output with `-`
+    ///
+    /// The file is opened again on SIGHUP, as logrotate needs it. What cannot be written is counted
+    /// in the metrics and does not keep anybody from being served.
+    #[arg(
+        long,
+        value_name = "FILE|journald|-",
+        value_parser = PathBufValueParser::new().map(AuditChoice::from),
+    )]
+    pub(crate) audit_log: Option<AuditChoice>,
+}
+
+/// Where the audit log is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AuditChoice {
+    Journald,
+    StandardOutput,
+    File(PathBuf),
+}
+
+impl From<PathBuf> for AuditChoice {
+    fn from(path: PathBuf) -> Self {
+        match path.to_str() {
+            Some("journald") => Self::Journald,
+            Some("-") => Self::StandardOutput,
+            _ => Self::File(path),
+        }
+    }
 }
 
 /// Certificates, and what is done without them.
@@ -167,7 +238,7 @@ pub(crate) struct LimitSettings {
 #[group(skip)]
 #[command(next_help_heading = "Insecure")]
 pub(crate) struct InsecureSettings {
-    /// Serve without TLS on addresses that other hosts can reach
+    /// Serve without TLS on addresses that other hosts can reach, and show them the status
     #[arg(long)]
     pub(crate) insecure_allow_plaintext: bool,
 
@@ -190,6 +261,9 @@ pub(crate) struct Settings {
 
     #[command(flatten)]
     pub(crate) listen: ListenSettings,
+
+    #[command(flatten)]
+    pub(crate) monitoring: MonitoringSettings,
 
     #[command(flatten)]
     pub(crate) tls: TlsSettings,
@@ -220,10 +294,26 @@ impl Settings {
             (other_tls.tls_cert, other_tls.tls_key, other_tls.tls_certificates)
         };
         let listens = self.listen != ListenSettings::default();
-        let limits = self.limits;
+        let (limits, monitoring) = (self.limits, self.monitoring);
         Self {
             default_export: self.default_export.or(other.default_export),
             listen: if listens { self.listen } else { other.listen },
+            monitoring: MonitoringSettings {
+                status_listen: monitoring.status_listen.or(other.monitoring.status_listen),
+                metrics_identities: monitoring.metrics_identities
+                    || other.monitoring.metrics_identities,
+                audit_log: monitoring.audit_log.or(other.monitoring.audit_log),
+                status_allow: if monitoring.status_allow_cn.is_empty() {
+                    other.monitoring.status_allow
+                } else {
+                    AllowSettings {
+                        cn: monitoring.status_allow_cn.clone(),
+                        ..AllowSettings::default()
+                    }
+                },
+                status_allow_cn: monitoring.status_allow_cn,
+                status_host: first_set(monitoring.status_host, other.monitoring.status_host),
+            },
             tls: TlsSettings {
                 tls: tls.tls.or(other_tls.tls),
                 tls_cert: cert,

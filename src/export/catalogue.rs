@@ -170,6 +170,12 @@ impl Catalogue {
         self.exports.iter()
     }
 
+    /// Names whose snapshot cannot be opened, sorted.
+    pub fn broken(&self) -> impl Iterator<Item = &str> {
+        let broken = self.places.iter().filter(|(_, place)| matches!(place, Place::Broken));
+        broken.map(|(name, _)| name.as_str())
+    }
+
     /// Whether there is nothing to export.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What an export is made of, in the terms of its metadata contexts.
 
-use crate::export::{Export, for_clients};
+use crate::export::{Export, for_clients, is_damage};
 use crate::nbd::wire::allocation_state;
 use crate::nbd::{Context, Contexts, Described, Extent, Failure};
 use crate::snapshot::{Error, Property};
@@ -44,8 +44,9 @@ impl Export {
         };
         contexts.iter().map(describe).collect::<Result<_, _>>().map_err(|error: Error| {
             tracing::info!(export = self.info.name.as_str(), offset, length, %error, "not described");
+            let is_damage = is_damage(&error);
             let (error, message) = for_clients(&error);
-            Failure { error, message, position: None }
+            Failure { error, message, position: None, is_damage }
         })
     }
 

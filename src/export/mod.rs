@@ -214,7 +214,12 @@ impl Export {
         let Some((range, zeros)) = self.window.map(offset, u64::from(length)) else {
             let size_bytes = self.info.size_bytes;
             tracing::info!(export, offset, length, size_bytes, error = PAST_END, "read failed");
-            return Err(ReadFailure { before: vec![], error: Errno::EINVAL, message: PAST_END });
+            return Err(ReadFailure {
+                before: vec![],
+                error: Errno::EINVAL,
+                message: PAST_END,
+                is_damage: false,
+            });
         };
         let bytes = range.end.saturating_sub(range.start);
         match self.file.slices_or_part(self.stream, range.start, bytes) {
@@ -222,7 +227,8 @@ impl Export {
             Err(Interrupted { before, error }) => {
                 tracing::info!(export, offset, length, %error, "read failed");
                 let (errno, message) = for_clients(&error);
-                Err(ReadFailure { before: pieces(before, 0), error: errno, message })
+                let (before, is_damage) = (pieces(before, 0), is_damage(&error));
+                Err(ReadFailure { before, error: errno, message, is_damage })
             }
         }
     }
@@ -241,9 +247,10 @@ impl Export {
     /// As [`Export::read`].
     pub fn load(&self, offset: u64, length: u32) -> Result<Loaded, Failure> {
         self.read(offset, length).map(|pieces| loaded(&pieces)).map_err(
-            |ReadFailure { before, error, message }| {
+            |ReadFailure { before, error, message, is_damage }| {
                 let before = before.iter().map(Piece::bytes).fold(0, u64::saturating_add);
-                Failure { error, message, position: Some(offset.saturating_add(before)) }
+                let position = Some(offset.saturating_add(before));
+                Failure { error, message, position, is_damage }
             },
         )
     }
@@ -346,6 +353,11 @@ fn for_clients(error: &Error) -> (Errno, &'static str) {
         | ErrorKind::WrongCompressor { .. }
         | ErrorKind::Dictionary { .. } => (Errno::EIO, "the snapshot cannot be read"),
     }
+}
+
+/// Whether bytes of the snapshot are there and wrong, which a copy of it helps against, and not patience.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Block { .. } | ErrorKind::Corrupt(_) | ErrorKind::Manifest(_))
 }
 
 /// Facts about the snapshot in one line.

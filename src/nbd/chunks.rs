@@ -37,6 +37,7 @@ pub(crate) fn push_error(
 ) {
     /// Error number and length of the message.
     const FIXED_BYTES: usize = 6;
+    outbox.count_error(error);
     if to.replies == Replies::Simple {
         outbox.push_copy(&simple_reply(Some(error), to.cookie));
         return;

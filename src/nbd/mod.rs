@@ -8,6 +8,7 @@ pub(crate) mod answers;
 pub(crate) mod block_status;
 pub(crate) mod chunks;
 pub mod context;
+pub mod error_counts;
 pub mod limits;
 pub mod negotiation;
 pub mod option;

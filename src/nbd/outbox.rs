@@ -6,6 +6,8 @@ use std::io::IoSlice;
 use bytes::{Buf, BytesMut};
 
 use crate::nbd::Piece;
+use crate::nbd::error_counts::ErrorCounts;
+use crate::nbd::wire::Errno;
 
 /// Zeros that are sent lie here once, for all clients.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -24,6 +26,7 @@ pub struct Outbox {
     /// Headers that were written since the last slice.
     small: BytesMut,
     remaining: u64,
+    errors: ErrorCounts,
 }
 
 impl Outbox {
@@ -31,6 +34,17 @@ impl Outbox {
     #[must_use]
     pub fn owed_bytes(&self) -> u64 {
         self.remaining
+    }
+
+    /// An error was appended.
+    pub(crate) fn count_error(&mut self, error: Errno) {
+        self.errors.count(error);
+    }
+
+    /// The errors among what was appended until now.
+    #[must_use]
+    pub fn errors(&self) -> ErrorCounts {
+        self.errors
     }
 
     /// Appends a copy of some bytes: a header, a name.

@@ -261,13 +261,13 @@ impl InParts {
                     self.stage = Stage::Over(End::Answered);
                 }
             }
-            Err(ReadFailure { mut before, error, message }) => {
+            Err(ReadFailure { mut before, error, message, is_damage }) => {
                 let position = Some(offset.saturating_add(total_bytes(&before)));
                 if self.stage == Stage::Chunks {
                     let offset = self.with_zeros_before(offset, &mut before);
                     push_content(self.to, offset, before, Fragments::Many, false, outbox);
                 }
-                self.failure = Some((offset, Failure { error, message, position }));
+                self.failure = Some((offset, Failure { error, message, position, is_damage }));
             }
         }
     }
@@ -298,7 +298,8 @@ mod tests {
     use crate::nbd::wire::Errno;
 
     const PART: u64 = PART_BYTES as u64;
-    const FAILED: Failure = Failure { error: Errno::EIO, message: "broken", position: None };
+    const FAILED: Failure =
+        Failure { error: Errno::EIO, message: "broken", position: None, is_damage: false };
 
     fn to(offset: u64, replies: Replies) -> ReplyTo {
         ReplyTo { cookie: 1, offset, replies }
@@ -363,8 +364,12 @@ mod tests {
             request.next_part(true, &mut outbox).unwrap();
         }
         request.read(2 * PART, Ok(bytes_of(2 * PART, PART_BYTES)), &mut outbox);
-        let failure =
-            ReadFailure { before: bytes_of(PART, 10), error: Errno::EIO, message: "broken" };
+        let failure = ReadFailure {
+            before: bytes_of(PART, 10),
+            error: Errno::EIO,
+            message: "broken",
+            is_damage: false,
+        };
         request.read(PART, Err(failure), &mut outbox);
         request.read(0, Ok(bytes_of(0, PART_BYTES)), &mut outbox);
         assert_eq!(request.next_part(true, &mut outbox), None);
@@ -441,7 +446,8 @@ mod tests {
         assert_eq!(parts(&mut request, &mut outbox).len(), 2);
         request.read(0, Ok(vec![Piece::Zeros(PART)]), &mut outbox);
         let before = vec![Piece::Zeros(9)];
-        let failure = ReadFailure { before, error: Errno::EIO, message: "broken" };
+        let failure =
+            ReadFailure { before, error: Errno::EIO, message: "broken", is_damage: false };
         request.read(PART, Err(failure), &mut outbox);
         assert_eq!(request.ended(&mut outbox), Some(End::Answered));
         let sent = taken(&mut outbox);
@@ -481,7 +487,8 @@ mod tests {
         request.loaded(0, Ok(Loaded::Data));
         request.loaded(PART, Ok(Loaded::Data));
         assert_eq!(parts(&mut request, &mut outbox).len(), 2);
-        let failure = ReadFailure { before: vec![], error: Errno::EIO, message: "broken" };
+        let failure =
+            ReadFailure { before: vec![], error: Errno::EIO, message: "broken", is_damage: false };
         request.read(0, Err(failure), &mut outbox);
         request.read(PART, Ok(bytes_of(PART, PART_BYTES)), &mut outbox);
         assert_eq!(request.ended(&mut outbox), Some(End::Broken));

@@ -5,6 +5,7 @@ use bytes::{Buf, BytesMut};
 
 use crate::nbd::block_status::{Described, is_sound, push_status};
 use crate::nbd::chunks::{push_content, push_done, push_error, push_whole};
+use crate::nbd::error_counts::ErrorCounts;
 use crate::nbd::limits::{EXTENTS_MAX, PART_BYTES, PARTS_AHEAD_BYTES, PREFETCH_BYTES_MAX};
 use crate::nbd::parts::{End, InParts, Part};
 use crate::nbd::reply::{ReplyTo, total_bytes};
@@ -44,6 +45,33 @@ pub struct Served {
     pub reads: u64,
     /// Bytes of all of them together.
     pub read_bytes: u64,
+    /// Number of requests to load bytes.
+    pub loads: u64,
+    /// Number of questions about extents.
+    pub statuses: u64,
+    /// Number of flushes.
+    pub flushes: u64,
+    /// Number of requests that were refused.
+    pub refused: u64,
+    /// Errors that were answered, refusals among them.
+    pub errors: ErrorCounts,
+}
+
+impl Served {
+    fn count(&mut self, action: &Action) {
+        let counter = match action {
+            Action::Read { length, .. } => {
+                self.read_bytes = self.read_bytes.saturating_add(u64::from(*length));
+                &mut self.reads
+            }
+            Action::Load { .. } => &mut self.loads,
+            Action::Status(_) | Action::FilteredStatus { .. } => &mut self.statuses,
+            Action::Flush => &mut self.flushes,
+            Action::Refuse(_) | Action::PassOver { .. } => &mut self.refused,
+            Action::Disconnect | Action::HangUp => return,
+        };
+        *counter = counter.saturating_add(1);
+    }
 }
 
 /// A refused request whose payload is on its way. It is answered when that has passed: some clients
@@ -166,7 +194,7 @@ impl Transmission {
                 push_error(to, failure.error, failure.message, None, outbox);
             }
             (Replies::Structured | Replies::Extended, Err(failure)) => {
-                let ReadFailure { before, error, message } = failure;
+                let ReadFailure { before, error, message, is_damage: _ } = failure;
                 // A read of no bytes has no place either.
                 let place = (length != 0).then(|| offset.saturating_add(total_bytes(&before)));
                 push_content(to, offset, before, fragments, false, outbox);
@@ -192,7 +220,7 @@ impl Transmission {
         self.working = self.working.saturating_sub(1);
         let wrong = || {
             let message = "the server found no extents where some were asked for";
-            Failure { error: Errno::EIO, message, position: None }
+            Failure { error: Errno::EIO, message, position: None, is_damage: false }
         };
         let outcome = outcome.and_then(|described| {
             let is_sound = is_sound(&described, length)
@@ -250,7 +278,7 @@ impl Transmission {
     /// What was accepted until now.
     #[must_use]
     pub fn served(&self) -> Served {
-        self.served
+        Served { errors: self.outbox.errors(), ..self.served }
     }
 
     /// Whether everything that was accepted is answered and sent.
@@ -269,10 +297,7 @@ impl Transmission {
     fn accept(&mut self, request: &Request, action: Action) -> Result<Option<Work>, Violation> {
         let replies = self.terms.replies;
         let to = ReplyTo { cookie: request.cookie, offset: request.offset, replies };
-        if let Action::Read { length, .. } = action {
-            self.served.reads = self.served.reads.saturating_add(1);
-            self.served.read_bytes = self.served.read_bytes.saturating_add(u64::from(length));
-        }
+        self.served.count(&action);
         match action {
             Action::Read { length, fragments, .. } if length > PART_BYTES => {
                 self.in_parts = Some(InParts::of_read(to, length, fragments));
@@ -400,7 +425,7 @@ fn checked(
         return outcome;
     }
     let message = "the server read another number of bytes than was asked for";
-    Err(ReadFailure { before: Vec::new(), error: Errno::EIO, message })
+    Err(ReadFailure { before: Vec::new(), error: Errno::EIO, message, is_damage: false })
 }
 
 /// What a part that is only loaded counts for, in bytes: it stays in the cache.

@@ -72,6 +72,8 @@ pub struct Failure {
     pub message: &'static str,
     /// Where in the export, if that is known.
     pub position: Option<u64>,
+    /// Whether bytes are there and wrong, rather than out of reach.
+    pub is_damage: bool,
 }
 
 /// Why a read has not all its bytes.
@@ -83,4 +85,6 @@ pub struct ReadFailure {
     pub error: Errno,
     /// The same, for the person at the client. It says nothing of the server's own files.
     pub message: &'static str,
+    /// Whether bytes are there and wrong, rather than out of reach.
+    pub is_damage: bool,
 }

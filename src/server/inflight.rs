@@ -16,6 +16,7 @@ const STEP_BYTES: u64 = 256 * 1024;
 #[derive(Debug)]
 pub(crate) struct Pool {
     free_bytes: AtomicU64,
+    all_bytes: u64,
 }
 
 /// What one client may be owed. What it was granted goes back when it is dropped.
@@ -28,12 +29,17 @@ pub(crate) struct Account {
 
 impl Pool {
     pub(crate) fn new(bytes: u64) -> Self {
-        Self { free_bytes: AtomicU64::new(bytes) }
+        Self { free_bytes: AtomicU64::new(bytes), all_bytes: bytes }
     }
 
     /// For a client that is never owed more than so many bytes.
     pub(crate) fn open(self: &Arc<Self>, bytes_max: u64) -> Account {
         Account { pool: Arc::clone(self), granted_bytes: 0, bytes_max }
+    }
+
+    /// What clients have been granted, in bytes.
+    pub(crate) fn granted_bytes(&self) -> u64 {
+        self.all_bytes.saturating_sub(self.free_bytes.load(Ordering::Relaxed))
     }
 
     /// Takes as much as there is, up to so many bytes.

@@ -14,6 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::server::activation::{HandedOver, StdSocket};
+use crate::server::client;
 use crate::server::panics::Contained;
 use crate::server::session::{self, Peer};
 use crate::server::{ServerError, Shared};
@@ -130,11 +131,12 @@ impl Listener {
             let Ok(slot) = Arc::clone(&shared.connections).acquire_owned().await else {
                 return Ok(());
             };
+            shared.metrics.accepted();
             let for_task = Arc::clone(&shared);
             match accepted {
                 Accepted::Tcp(stream, peer) => {
                     let Some(address_slot) = shared.addresses.admit(peer.ip()) else {
-                        tracing::info!(%peer, "turned away: too many connections of one address");
+                        client::turned_away(Peer::Tcp(peer), &shared);
                         continue;
                     };
                     if let Err(error) = keep_alive(&stream) {

@@ -2,37 +2,51 @@
 
 pub mod activation;
 pub(crate) mod budget;
+pub(crate) mod client;
+pub(crate) mod connection_id;
+pub(crate) mod history;
 pub(crate) mod inflight;
 pub mod listener;
+pub(crate) mod log_ration;
 pub(crate) mod offer;
 pub(crate) mod panics;
 pub mod policy;
+pub(crate) mod refusal;
 pub mod reload;
+pub(crate) mod roster;
 pub(crate) mod session;
 pub(crate) mod shutdown;
+pub mod status;
+pub mod status_listener;
+pub(crate) mod status_page;
 pub(crate) mod transmit;
 pub(crate) mod upgrade;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::AuditLog;
 use crate::export::Catalogue;
+use crate::metrics::Metrics;
 use crate::nbd::limits::OWED_BYTES_MAX;
 use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
+use crate::server::log_ration::LogRation;
+use crate::server::roster::Roster;
 use crate::server::session::Peer;
+use crate::server::status::Observer;
 use crate::server::upgrade::Turns;
-use crate::snapshot::File;
+use crate::snapshot::{Cache, File};
 
 pub use self::listener::Endpoint;
 pub use self::policy::{Access, ExportAccess, Policy, Tls, TlsMode};
@@ -40,6 +54,9 @@ pub use self::reload::Reloader;
 
 /// As much as the cache: replies are made of cached blocks, so the two together bound the memory.
 const INFLIGHT_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// For clients to end that are cut off.
+const CUT_MAX: Duration = Duration::from_millis(500);
 
 /// Bounds on what clients may take. Every session of a server shares them.
 #[derive(Debug, Clone)]
@@ -175,11 +192,34 @@ pub(crate) struct Shared {
     pub(crate) turns: Turns,
     /// One permit for each read that may wait for storage or decode.
     pub(crate) decoders: Arc<Semaphore>,
+    pub(crate) started: SystemTime,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) roster: Roster,
+    pub(crate) log_ration: LogRation,
+    /// Empty without an audit log.
+    pub(crate) audit: OnceLock<AuditLog>,
     pub(crate) tasks: TaskTracker,
     /// No new clients and requests; what was accepted is answered.
     pub(crate) stop: CancellationToken,
     /// Connections end now.
     pub(crate) cut: CancellationToken,
+}
+
+/// Ends a server whose clients are not to be waited for.
+#[derive(Debug)]
+pub struct Cutter {
+    shared: Arc<Shared>,
+}
+
+impl Cutter {
+    /// Cuts every client off, and waits a moment for their ends to be logged.
+    pub async fn cut(&self) {
+        self.shared.cut.cancel();
+        self.shared.tasks.close();
+        // Who takes longer is held up by something that nobody can cut.
+        let _ = tokio::time::timeout(CUT_MAX, self.shared.tasks.wait()).await;
+        self.shared.roster.cut(&self.shared);
+    }
 }
 
 /// Serves clients on streams that the caller has, as an embedding program does, or a test. They
@@ -259,6 +299,11 @@ impl Server {
             turns: Turns::new(threads),
             decoders: Arc::new(Semaphore::new(decoders)),
             limits,
+            started: SystemTime::now(),
+            metrics: Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))),
+            roster: Roster::default(),
+            log_ration: LogRation::new(),
+            audit: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -277,10 +322,30 @@ impl Server {
         Streams { shared: Arc::clone(&self.shared) }
     }
 
+    /// Records from now on who comes, what is given and what is refused. Once in the life of a server;
+    /// a second log is not written to.
+    pub fn audit_to(&self, log: AuditLog) {
+        if self.shared.audit.set(log).is_err() {
+            tracing::error!("there is an audit log already");
+        }
+    }
+
+    /// What tells others how the server is. `cache` is the one of its snapshots.
+    #[must_use]
+    pub fn observer(&self, cache: Arc<Cache>) -> Observer {
+        Observer::new(Arc::clone(&self.shared), cache)
+    }
+
     /// What can replace the policy while the server runs.
     #[must_use]
     pub fn reloader(&self) -> Reloader {
         Reloader::new(Arc::clone(&self.shared))
+    }
+
+    /// What can end it at once.
+    #[must_use]
+    pub fn cutter(&self) -> Cutter {
+        Cutter { shared: Arc::clone(&self.shared) }
     }
 
     /// Serves until `stop` is cancelled, then answers what was accepted and returns.
@@ -295,6 +360,11 @@ impl Server {
         for listener in listeners {
             accepting.spawn(listener.accept_all(Arc::clone(&shared)));
         }
+        let for_summaries = Arc::clone(&shared);
+        accepting.spawn(async move {
+            for_summaries.log_ration.summarize().await;
+            Ok(())
+        });
         let outcome = tokio::select! {
             () = stop.cancelled() => Ok(()),
             Some(ended) = accepting.join_next() => ended.unwrap_or(Ok(())),

@@ -1,12 +1,13 @@
-//! What one client is offered, and in the log why it is not offered more.
+//! What one client is offered, and for the operator why it is not offered more.
 
 use std::sync::Arc;
 
 use crate::export::Export;
 use crate::nbd::{Absent, ExportDirectory, Listing};
 use crate::server::Shared;
+use crate::server::client::Client;
 use crate::server::policy::{Policy, Shown};
-use crate::server::session::Peer;
+use crate::server::refusal::{Reason, Refusal};
 
 const NO_RULE: &str = "no rule allows this client; allow it with --allow-cn, --allow-ou, \
                        --allow-dns, --allow-uri or --allow-fingerprint, or in the rules of the \
@@ -23,28 +24,36 @@ pub(crate) struct Offer<'a> {
     /// What was in force when the client came.
     policy: Arc<Policy>,
     shown: Shown,
-    peer: Peer,
+    client: Arc<Client>,
 }
 
 impl<'a> Offer<'a> {
-    pub(crate) fn new(shared: &'a Shared, policy: Arc<Policy>, shown: Shown, peer: Peer) -> Self {
-        Self { shared, policy, shown, peer }
+    pub(crate) fn new(
+        shared: &'a Shared,
+        policy: Arc<Policy>,
+        shown: Shown,
+        client: Arc<Client>,
+    ) -> Self {
+        Self { shared, policy, shown, client }
     }
 
     fn view(&self) -> impl ExportDirectory<Export = Arc<Export>> {
         self.shared.view(&self.policy, self.shown.clone())
     }
 
-    fn hidden(&self) -> &'static str {
+    fn hidden(&self) -> (Reason, &'static str) {
         match &self.shown {
-            Shown::Plaintext => NEEDS_TLS,
-            Shown::Nothing | Shown::Tls(_) => NO_RULE,
+            Shown::Plaintext => (Reason::NotForPlaintext, NEEDS_TLS),
+            Shown::Nothing | Shown::Tls(_) => (Reason::NotAllowed, NO_RULE),
         }
     }
 
-    fn log_refusal(&self, export: Option<&str>, reason: &str) {
-        let (peer, identity) = (self.peer, self.shown.identity().map(tracing::field::display));
-        tracing::info!(%peer, export, identity, reason, "refused");
+    fn refuse(&self, export: Option<&str>, (reason, detail): (Reason, &str)) {
+        let refusal = match export {
+            Some(name) => Refusal::of_export(name, reason, detail),
+            None => Refusal::of_all(reason, detail),
+        };
+        self.client.refused(refusal, self.shared);
     }
 }
 
@@ -54,7 +63,7 @@ impl ExportDirectory for Offer<'_> {
     fn list(&self) -> Vec<Listing> {
         let listed = self.view().list();
         if listed.is_empty() && !self.policy.catalogue.is_empty() {
-            self.log_refusal(None, self.hidden());
+            self.refuse(None, self.hidden());
         }
         listed
     }
@@ -63,11 +72,11 @@ impl ExportDirectory for Offer<'_> {
         let found = self.view().find(name);
         let reason = match &found {
             Ok(_) => return found,
-            Err(Absent::Broken) => BROKEN,
+            Err(Absent::Broken) => (Reason::BrokenExport, BROKEN),
             Err(Absent::Unknown) if self.policy.catalogue.offers(name) => self.hidden(),
-            Err(Absent::Unknown) => NO_EXPORT,
+            Err(Absent::Unknown) => (Reason::NoExport, NO_EXPORT),
         };
-        self.log_refusal(Some(name), reason);
+        self.refuse(Some(name), reason);
         found
     }
 }

@@ -49,6 +49,8 @@ pub struct Access {
     pub rules: Rules,
     /// What is special about an export, by its name.
     pub exports: BTreeMap<String, ExportAccess>,
+    /// Who may see the status where other hosts can reach it.
+    pub status: Rules,
 }
 
 /// Who may read one export.
@@ -77,16 +79,6 @@ pub(crate) struct Certified {
     pub(crate) identity: PeerIdentity,
     /// As it was shown, to be verified again when the CAs or revocation lists change.
     chain: Vec<CertificateDer<'static>>,
-}
-
-impl Shown {
-    /// Who it is, if it has shown a certificate.
-    pub(crate) fn identity(&self) -> Option<&PeerIdentity> {
-        match self {
-            Self::Tls(client) => client.as_ref().map(|client| &client.identity),
-            Self::Nothing | Self::Plaintext => None,
-        }
-    }
 }
 
 impl Certified {
@@ -157,6 +149,13 @@ impl Access {
                 rules.allow(client.as_ref().map(|client| &client.identity))
             }
         }
+    }
+
+    /// Whether a client may see the status, where it has to show a certificate for it: names of all
+    /// exports and of those who read them. Without rules about the status, only where there are no others
+    /// either, so that every certificate may read everything anyway.
+    pub(crate) fn allows_status(&self, identity: Option<&PeerIdentity>) -> bool {
+        if self.status.is_empty() { !self.has_rules() } else { self.status.allow(identity) }
     }
 
     /// Whether any rule is given.
@@ -239,7 +238,7 @@ mod tests {
             let own = ExportAccess { rules: allow(rules), plaintext: *plaintext };
             ((*name).to_owned(), own)
         });
-        Access { rules: allow(common), exports: exports.collect() }
+        Access { rules: allow(common), exports: exports.collect(), ..Access::default() }
     }
 
     #[test]

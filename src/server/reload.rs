@@ -105,6 +105,17 @@ impl From<&Metadata> for State {
 
 type BuildError = Box<dyn Error + Send + Sync>;
 
+/// How far a reload is, for whoever wants to be told.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// Everything is read anew.
+    Begun,
+    /// That is done, and this is in force.
+    InForce(&'a Policy),
+    /// That is done, and what was in force stays in force. The log says why.
+    Failed,
+}
+
 impl Reloader {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
@@ -119,15 +130,23 @@ impl Reloader {
     /// stays in force.
     pub fn replace(&self, policy: Policy) -> Result<(), ServerError> {
         check_exposure(&self.shared.exposed, &policy, self.shared.insecure)?;
+        let catalogue = Arc::clone(&policy.catalogue);
         self.shared.policy.send_replace(Arc::new(policy));
+        let open = self.shared.roster.open_exports();
+        self.shared.metrics.keep_exports(|name| catalogue.offers(name) || open.contains(name));
         Ok(())
     }
 
     /// Builds anew on every signal, and when something changes that the policy in force was made
-    /// from. What cannot be built is logged, and what was in force stays. Runs until the future is
-    /// dropped.
-    pub async fn run<B>(self, mut signal: Signal, mut seen: Seen, build: B)
-    where
+    /// from. What cannot be built is logged, and what was in force stays. `tell` is called when a
+    /// reload begins, and when it has had its effect. Runs until the future is dropped.
+    pub async fn run<B>(
+        self,
+        mut signal: Signal,
+        mut seen: Seen,
+        build: B,
+        tell: impl Fn(Progress<'_>),
+    ) where
         B: Fn() -> Result<Built, BuildError> + Send + Sync + 'static,
     {
         let build = Arc::new(build);
@@ -141,6 +160,7 @@ impl Reloader {
                     "changed files"
                 }
             };
+            tell(Progress::Begun);
             // Before the files are read: what changes meanwhile is seen next time.
             seen = seen.look_again().await;
             let (builder, before) = (Arc::clone(&build), seen.clone());
@@ -157,9 +177,16 @@ impl Reloader {
                 Err(error) => Err(error.into()),
             };
             match replaced {
-                Ok(()) => tracing::info!(why, "reloaded"),
+                Ok(()) => {
+                    self.shared.metrics.reloaded(true);
+                    tracing::info!(why, "reloaded");
+                    let policy = Arc::clone(&self.shared.policy.borrow());
+                    tell(Progress::InForce(&policy));
+                }
                 Err(error) => {
+                    self.shared.metrics.reloaded(false);
                     tracing::error!(why, %error, "not reloaded: what was in force stays in force");
+                    tell(Progress::Failed);
                 }
             }
         }

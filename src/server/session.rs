@@ -11,14 +11,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
+use tracing::Instrument as _;
 
+use crate::audit;
 use crate::export::Export;
+use crate::metrics::{Connected, State};
 use crate::nbd::negotiation::Violation;
 use crate::nbd::transmission::{self, Ending, Served};
 use crate::nbd::{Channel, Entered, ExportDirectory, Negotiation, Outbox, Progress, Upgrade};
 use crate::server::Shared;
+use crate::server::client::Client;
 use crate::server::offer::Offer;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
+use crate::server::refusal::{Reason, Refusal};
+use crate::server::roster::Roster;
 use crate::server::transmit::transmit;
 use crate::server::upgrade::{self, UpgradeError};
 use crate::tls::IdentityError;
@@ -43,6 +49,9 @@ const ABORTED: &str = "aborted by the client";
 pub(crate) enum SessionError {
     #[error("the client hung up while negotiating")]
     HungUp,
+    /// As balancers do that look whether there is a server.
+    #[error("the client hung up without a word")]
+    Silent,
     #[error("no export was chosen in time")]
     NegotiationTimeout,
     #[error("the TLS handshake was not finished in time")]
@@ -72,6 +81,28 @@ pub(crate) enum SessionError {
     /// A read panicked. That is a bug, and only this client is told.
     #[error("internal error: {0}")]
     Panic(#[from] tokio::task::JoinError),
+}
+
+impl SessionError {
+    /// The kind of refusal that it is for a client that opened nothing, if it is one.
+    pub(crate) fn refusal(&self) -> Option<Reason> {
+        match self {
+            Self::Upgrade(_) | Self::HandshakeTimeout | Self::Identity(_) => {
+                Some(Reason::Handshake)
+            }
+            Self::NegotiationTimeout => Some(Reason::Timeout),
+            Self::Violation(_) | Self::Request(_) => Some(Reason::Protocol),
+            Self::HungUp
+            | Self::Silent
+            | Self::Withdrawn(_)
+            | Self::Stopped
+            | Self::Idle
+            | Self::Broken
+            | Self::Truncated
+            | Self::Io(_)
+            | Self::Panic(_) => None,
+        }
+    }
 }
 
 impl From<io::Error> for SessionError {
@@ -108,13 +139,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// One client, from the greeting to the last reply.
 #[derive(Debug)]
 struct Session<'a> {
-    peer: Peer,
+    client: Arc<Client>,
     shared: &'a Shared,
     /// What was in force when the client came.
     policy: Arc<Policy>,
     /// When an export must have been chosen.
     deadline: Instant,
     served: Served,
+    /// Whether it has sent anything.
+    was_heard: bool,
+    /// How far it is, for the metrics.
+    counted: Connected,
 }
 
 /// Where a negotiation leads.
@@ -138,31 +173,34 @@ pub(crate) async fn serve_unix(stream: UnixStream, shared: &Shared) {
 
 /// Whatever the client does, it ends here.
 pub(crate) async fn serve(stream: impl Stream, peer: Peer, shared: &Shared) {
-    let began = Instant::now();
+    let listed = Roster::add(peer, shared);
+    let span = tracing::info_span!("connection", id = %listed.client().id);
+    serve_listed(stream, listed.client(), shared).instrument(span).await;
+}
+
+async fn serve_listed(stream: impl Stream, client: &Arc<Client>, shared: &Shared) {
     let policy = Arc::clone(&shared.policy.borrow());
-    let deadline = began + shared.limits.negotiation_timeout;
-    let served = Served::default();
-    let mut session = Session { peer, shared, policy, deadline, served };
+    let deadline = client.began() + shared.limits.negotiation_timeout;
+    let mut session = Session {
+        client: Arc::clone(client),
+        shared,
+        policy,
+        deadline,
+        served: Served::default(),
+        was_heard: false,
+        counted: shared.metrics.connection(State::negotiation),
+    };
     let outcome = tokio::select! {
         outcome = session.in_plaintext(stream) => outcome,
         () = shared.cut.cancelled() => Ok("cut by shutdown"),
     };
-    let Served { reads, read_bytes } = session.served;
-    let seconds = began.elapsed().as_secs_f64();
-    match outcome {
-        Ok(ending) => tracing::info!(%peer, reads, read_bytes, seconds, ending, "closed"),
-        Err(error @ SessionError::Panic(_)) => {
-            let report = "closed by a bug in hexz-nbd; please report it";
-            tracing::error!(%peer, reads, read_bytes, seconds, %error, "{report}");
-        }
-        Err(error) => tracing::info!(%peer, reads, read_bytes, seconds, %error, "closed"),
-    }
+    client.ended(outcome, shared);
 }
 
 impl<'a> Session<'a> {
     /// The exports for a client of which so much is known.
     fn offer(&self, shown: Shown) -> Offer<'a> {
-        Offer::new(self.shared, Arc::clone(&self.policy), shown, self.peer)
+        Offer::new(self.shared, Arc::clone(&self.policy), shown, Arc::clone(&self.client))
     }
 
     /// A client that has just connected.
@@ -181,13 +219,21 @@ impl<'a> Session<'a> {
         let (mut input, mut outbox) = (BytesMut::new(), Outbox::default());
         let negotiation = Negotiation::new(channel, &mut outbox);
         let chosen = self.negotiate(&mut stream, negotiation, &mut input, outbox).await;
+        let demands_tls = tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Required);
+        let gave_up = matches!(
+            chosen,
+            Ok(Chosen::Nothing)
+                | Err(SessionError::HungUp | SessionError::Truncated | SessionError::Io(_))
+        );
+        if demands_tls && gave_up && self.was_heard {
+            let detail = "the client did not begin TLS, which this server demands";
+            self.client.refused(Refusal::of_all(Reason::TlsRequired, detail), self.shared);
+        }
         let outcome = match (chosen, tls) {
             (Ok(Chosen::StartTls(upgrade)), Some(tls)) => {
                 return self.in_tls(stream, input, upgrade, &tls).await;
             }
             (Ok(Chosen::Export(entered, outbox)), _) => {
-                let export = entered.export.info().name.as_str();
-                tracing::info!(peer = %self.peer, export, "opened");
                 self.read(&mut stream, input, outbox, entered, shown).await
             }
             // Without TLS it is never begun.
@@ -209,10 +255,21 @@ impl<'a> Session<'a> {
         let config = tls.config.server();
         let handshake = upgrade::to_tls(stream, unread, config, &self.shared.turns);
         let deadline = self.deadline.min(Instant::now() + self.shared.limits.handshake_timeout);
-        let mut stream = self
-            .until_stopped(timeout_at(deadline, handshake))
-            .await?
-            .map_err(|_| SessionError::HandshakeTimeout)??;
+        let handshake = self.until_stopped(timeout_at(deadline, handshake)).await?;
+        let mut stream = match handshake {
+            Ok(Ok(stream)) => {
+                self.shared.metrics.handshake(None);
+                stream
+            }
+            Ok(Err(error)) => {
+                self.shared.metrics.handshake(Some(error.reason()));
+                return Err(error.into());
+            }
+            Err(_) => {
+                self.shared.metrics.handshake(Some("timeout"));
+                return Err(SessionError::HandshakeTimeout);
+            }
+        };
         let outcome = self.in_tls_from_nothing(&mut stream, upgrade).await;
         hang_up(&mut stream).await;
         outcome
@@ -228,30 +285,29 @@ impl<'a> Session<'a> {
         let client = chain.map(Certified::new).transpose()?.map(Arc::new);
         let version = connection.protocol_version().and_then(|version| version.as_str());
         let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+        let tls =
+            version.zip(suite).map(|(version, cipher_suite)| audit::Tls { version, cipher_suite });
+        self.client.is_in_tls(tls, client.clone());
         let shown = Shown::Tls(client);
-
         let negotiation = upgrade.negotiate(self.offer(shown.clone()));
         let mut input = BytesMut::new();
-        let chosen = self.negotiate(stream, negotiation, &mut input, Outbox::default()).await;
-        let identity = shown.identity().map(tracing::field::display);
-        let peer = self.peer;
-        if let Ok(Chosen::Export(entered, outbox)) = chosen {
-            let export = entered.export.info().name.as_str();
-            tracing::info!(%peer, export, identity, version, suite, "opened");
-            return self.read(stream, input, outbox, entered, shown).await;
+        match self.negotiate(stream, negotiation, &mut input, Outbox::default()).await? {
+            Chosen::Export(entered, outbox) => {
+                self.read(stream, input, outbox, entered, shown).await
+            }
+            Chosen::Nothing | Chosen::StartTls(_) => Ok(ABORTED),
         }
-        tracing::info!(%peer, identity, version, suite, "nothing opened");
-        chosen.map(|_| ABORTED)
     }
 
     /// Until an export is chosen, TLS begins, or the client says goodbye.
     async fn negotiate<D: ExportDirectory<Export = Arc<Export>>>(
-        &self,
+        &mut self,
         stream: &mut impl Stream,
         mut negotiation: Negotiation<D>,
         input: &mut BytesMut,
         mut outbox: Outbox,
     ) -> Result<Chosen, SessionError> {
+        let (shared, was_heard) = (self.shared, &mut self.was_heard);
         let haggling = async {
             let mut is_stopping = false;
             loop {
@@ -271,11 +327,13 @@ impl<'a> Session<'a> {
                         // Cancel-safe: bytes read stay in `input`.
                         tokio::select! {
                             received = stream.read_buf(input) => {
-                                if received? == 0 {
-                                    return Err(SessionError::HungUp);
+                                match received? {
+                                    0 if *was_heard => return Err(SessionError::HungUp),
+                                    0 => return Err(SessionError::Silent),
+                                    _ => *was_heard = true,
                                 }
                             }
-                            () = self.shared.stop.cancelled(), if !is_stopping => {
+                            () = shared.stop.cancelled(), if !is_stopping => {
                                 is_stopping = true;
                                 negotiation.stop();
                             }
@@ -285,7 +343,7 @@ impl<'a> Session<'a> {
             }
         };
         let grace_is_over = async {
-            self.shared.stop.cancelled().await;
+            shared.stop.cancelled().await;
             sleep(STOP_GRACE).await;
         };
         tokio::select! {
@@ -306,12 +364,14 @@ impl<'a> Session<'a> {
         shown: Shown,
     ) -> Result<&'static str, SessionError> {
         let shared = self.shared;
+        self.client.opened(&entered.export.info().name, shared);
+        self.counted = shared.metrics.connection(State::transmission);
         let withdrawn = shared.until_withdrawn(shown, entered.export.info().name.clone());
         let ending = tokio::select! {
             // First: what was allowed when the client came may not be any more.
             biased;
             withdrawn = withdrawn => return Err(SessionError::Withdrawn(withdrawn)),
-            ending = transmit(stream, input, outbox, entered, shared, &mut self.served) => ending?,
+            ending = transmit(stream, input, outbox, entered, shared, &self.client, &mut self.served) => ending?,
         };
         Ok(match ending {
             Ending::Disconnected => "disconnected by the client",

@@ -8,18 +8,27 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
+use tracing::Span;
 
 use crate::export::Export;
+use crate::metrics::{CacheOutcome, ExportMetrics};
 use crate::nbd::transmission::{Ending, Served};
 use crate::nbd::{
     Described, Entered, Failure, Load, Loaded, Outbox, Piece, Read, ReadFailure, Status, Terms,
     Transmission, Work,
 };
 use crate::server::Shared;
+use crate::server::client::Client;
 use crate::server::session::{INPUT_BYTES, STOP_GRACE, SessionError, Stream};
 
-/// Work that is done.
-enum Done {
+/// Work that is done, and what the metrics want to know of it.
+struct Done {
+    outcome: Outcome,
+    cache: CacheOutcome,
+    took: Duration,
+}
+
+enum Outcome {
     Read(Read, Result<Vec<Piece>, ReadFailure>),
     Load(Load, Result<Loaded, Failure>),
     Status(Status, Result<Vec<Described>, Failure>),
@@ -28,16 +37,35 @@ enum Done {
 /// From the first request to the last reply.
 pub(crate) async fn transmit(
     stream: &mut impl Stream,
-    mut input: BytesMut,
+    input: BytesMut,
     outbox: Outbox,
     entered: Entered<Arc<Export>>,
     shared: &Shared,
+    client: &Client,
     served: &mut Served,
 ) -> Result<Ending, SessionError> {
     let Entered { export, replies, contexts } = entered;
-    let (mut reader, mut writer) = tokio::io::split(stream);
     let terms = Terms { export_bytes: export.info().size_bytes, replies, contexts };
     let mut session = Transmission::new(terms, outbox);
+    let names = client.known().names();
+    let counted = shared.metrics.client(&export.info().name, names.as_deref());
+    let counters = Counters { client, shared, export: counted };
+    let ending = exchange(stream, input, &export, &mut session, &counters, served).await;
+    // However it ended: requests may have come before what ended it.
+    counters.count(session.served(), served);
+    ending
+}
+
+async fn exchange(
+    stream: &mut impl Stream,
+    mut input: BytesMut,
+    export: &Arc<Export>,
+    session: &mut Transmission,
+    counters: &Counters<'_>,
+    served: &mut Served,
+) -> Result<Ending, SessionError> {
+    let shared = counters.shared;
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut account = shared.inflight.open(shared.limits.owed_bytes_max);
     let mut working = JoinSet::new();
     // Enough to keep every decoder busy, and so few that clients take turns.
@@ -49,14 +77,14 @@ pub(crate) async fn transmit(
         while working.len() < working_max {
             session.allow(account.allowance(session.owed_bytes()));
             let Some(work) = session.next_work(&mut input)? else { break };
-            match at_once(work, &export) {
-                Ok(done) => take(&mut session, done),
+            match at_once(work, export) {
+                Ok(done) => take(session, done, counters),
                 Err(work) => {
-                    working.spawn(elsewhere(work, Arc::clone(&export), shared));
+                    working.spawn(elsewhere(work, Arc::clone(export), shared));
                 }
             }
         }
-        *served = session.served();
+        counters.count(session.served(), served);
         if session.is_over() && !unflushed {
             return match session.ending() {
                 Some(Ending::Broken) => Err(SessionError::Broken),
@@ -77,7 +105,7 @@ pub(crate) async fn transmit(
                 stopped = Some(Instant::now() + STOP_GRACE);
             }
             Some(done) = working.join_next() => {
-                take(&mut session, done??);
+                take(session, done??, counters);
                 clock.restart();
             }
             sent = send(&mut writer, session.outbox()), if unsent => {
@@ -123,19 +151,67 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// Counts what one client asks for.
+struct Counters<'a> {
+    client: &'a Client,
+    shared: &'a Shared,
+    export: ExportMetrics,
+}
+
+impl Counters<'_> {
+    /// What has come since the last time.
+    fn count(&self, now: Served, before: &mut Served) {
+        if now == *before {
+            return;
+        }
+        let since = |of: fn(&Served) -> u64| of(&now).saturating_sub(of(before));
+        self.export.requests([
+            since(|served| served.reads),
+            since(|served| served.loads),
+            since(|served| served.statuses),
+            since(|served| served.flushes),
+            since(|served| served.refused),
+        ]);
+        self.export.read_bytes(since(|served| served.read_bytes));
+        if now.errors != before.errors {
+            for (error, count) in now.errors.since(before.errors).filter(|(_, count)| *count != 0) {
+                self.shared.metrics.error_replies(&format!("{error:?}"), count);
+            }
+        }
+        self.client.has_served(&now);
+        *before = now;
+    }
+
+    fn took(&self, done: &Done) {
+        let is_damage = match &done.outcome {
+            Outcome::Read(_, outcome) => {
+                self.shared.metrics.read_took(done.cache, done.took, &self.client.id);
+                outcome.as_ref().is_err_and(|failure| failure.is_damage)
+            }
+            Outcome::Load(_, outcome) => outcome.as_ref().is_err_and(|failure| failure.is_damage),
+            Outcome::Status(_, outcome) => outcome.as_ref().is_err_and(|failure| failure.is_damage),
+        };
+        if is_damage {
+            self.export.damaged();
+        }
+    }
+}
+
 /// Does what needs no waiting, or gives it back.
 fn at_once(work: Work, export: &Export) -> Result<Done, Work> {
-    match work {
+    let began = Instant::now();
+    let outcome = match work {
         Work::Read(read) => match export.read_cached(read.offset, read.length) {
-            Some(pieces) => Ok(Done::Read(read, Ok(pieces))),
-            None => Err(Work::Read(read)),
+            Some(pieces) => Outcome::Read(read, Ok(pieces)),
+            None => return Err(Work::Read(read)),
         },
         Work::Load(load) => match export.load_cached(load.offset, load.length) {
-            Some(loaded) => Ok(Done::Load(load, Ok(loaded))),
-            None => Err(Work::Load(load)),
+            Some(loaded) => Outcome::Load(load, Ok(loaded)),
+            None => return Err(Work::Load(load)),
         },
-        Work::Status(_) => Err(work),
-    }
+        Work::Status(_) => return Err(work),
+    };
+    Ok(Done { outcome, cache: CacheOutcome::Hit, took: began.elapsed() })
 }
 
 /// Does what may read storage and decode, where that stalls nobody, when a decoder is free.
@@ -144,42 +220,45 @@ fn elsewhere(
     export: Arc<Export>,
     shared: &Shared,
 ) -> impl Future<Output = Result<Done, JoinError>> + use<> {
+    let (began, span) = (Instant::now(), Span::current());
     let decoders = Arc::clone(&shared.decoders);
     async move {
         // The semaphore is never closed; without a permit the read would only be less polite.
         let permit = decoders.acquire_owned().await;
         let work = move || {
-            let done = perform(work, &export);
+            let outcome = span.in_scope(|| perform(work, &export));
             drop(permit);
-            done
+            outcome
         };
-        tokio::task::spawn_blocking(work).await
+        let outcome = tokio::task::spawn_blocking(work).await?;
+        Ok(Done { outcome, cache: CacheOutcome::Miss, took: began.elapsed() })
     }
 }
 
-fn perform(work: Work, export: &Export) -> Done {
+fn perform(work: Work, export: &Export) -> Outcome {
     match work {
         Work::Read(read) => {
             let outcome = export.read(read.offset, read.length);
-            Done::Read(read, outcome)
+            Outcome::Read(read, outcome)
         }
         Work::Load(load) => {
             let outcome = export.load(load.offset, load.length);
-            Done::Load(load, outcome)
+            Outcome::Load(load, outcome)
         }
         Work::Status(status) => {
             let Status { offset, length, contexts, extents_max, .. } = status;
             let outcome = export.describe(offset, length, contexts, extents_max);
-            Done::Status(status, outcome)
+            Outcome::Status(status, outcome)
         }
     }
 }
 
-fn take(session: &mut Transmission, done: Done) {
-    match done {
-        Done::Read(read, outcome) => session.reply(read, outcome),
-        Done::Load(load, outcome) => session.loaded(load, outcome),
-        Done::Status(status, outcome) => session.describe(status, outcome),
+fn take(session: &mut Transmission, done: Done, counters: &Counters<'_>) {
+    counters.took(&done);
+    match done.outcome {
+        Outcome::Read(read, outcome) => session.reply(read, outcome),
+        Outcome::Load(load, outcome) => session.loaded(load, outcome),
+        Outcome::Status(status, outcome) => session.describe(status, outcome),
     }
 }
 

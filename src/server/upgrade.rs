@@ -25,6 +25,16 @@ pub(crate) enum UpgradeError {
     Handshake(HandshakeFailure),
 }
 
+impl UpgradeError {
+    /// A word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::PlaintextAfterStartTls { .. } => "plaintext_after_starttls",
+            Self::Handshake(failure) => failure.cause.reason(),
+        }
+    }
+}
+
 /// Shakes hands with a client that was told to begin. `unread` is what it had sent before.
 pub(crate) async fn to_tls<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
@@ -35,10 +45,17 @@ pub(crate) async fn to_tls<S: AsyncRead + AsyncWrite + Unpin>(
     if !unread.is_empty() {
         return Err(UpgradeError::PlaintextAfterStartTls { bytes: unread.len() });
     }
-    turns
-        .take(TlsAcceptor::from(config).accept(stream))
-        .await
-        .map_err(|error: io::Error| UpgradeError::Handshake(HandshakeFailure::from(&error)))
+    let shaken = shake_hands(stream, config, turns).await;
+    shaken.map_err(|error| UpgradeError::Handshake(HandshakeFailure::from(&error)))
+}
+
+/// A handshake that takes turns with all others.
+pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    config: Arc<ServerConfig>,
+    turns: &Turns,
+) -> io::Result<TlsStream<S>> {
+    turns.take(TlsAcceptor::from(config).accept(stream)).await
 }
 
 /// Turns at the processors for handshakes, which cost a hundred times what a cached read does.

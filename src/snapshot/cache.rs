@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::sync::Cache as QuickCache;
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 
 use crate::snapshot::format::Stream;
 use crate::snapshot::page::Page;
@@ -28,8 +28,41 @@ const SHARDS_MAX: u64 = 64;
 /// that one fetch.
 #[derive(Debug)]
 pub struct Cache {
-    blocks: QuickCache<BlockKey, Bytes, Weigh>,
-    pages: QuickCache<PageKey, Arc<Page>, Weigh>,
+    blocks: Bounded<BlockKey, Bytes>,
+    pages: Bounded<PageKey, Arc<Page>>,
+    capacity_bytes: u64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: Arc<AtomicU64>,
+}
+
+type Bounded<K, V> = QuickCache<K, V, Weigh, DefaultHashBuilder, Evictions>;
+
+/// How the cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// What it holds now, in bytes.
+    pub used_bytes: u64,
+    /// What it may hold, in bytes.
+    pub capacity_bytes: u64,
+    /// Blocks that were taken from it. One counts each time that a read needs it.
+    pub hits: u64,
+    /// Blocks that were fetched and decoded because it did not have them.
+    pub misses: u64,
+    /// Blocks and index pages that made room for others.
+    pub evictions: u64,
+}
+
+/// Counts what makes room.
+#[derive(Debug, Clone)]
+struct Evictions(Arc<AtomicU64>);
+
+impl<K, V> Lifecycle<K, V> for Evictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: K, _: V) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Where a stored block lies, so that deduplicated blocks share an entry. All that decides what
@@ -85,9 +118,26 @@ impl Cache {
     #[must_use]
     pub fn new(capacity_bytes: u64) -> Self {
         let pages = capacity_bytes / PAGES_SHARE;
+        let evictions = Arc::new(AtomicU64::new(0));
         Self {
-            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024),
-            pages: bounded(pages, 64 * 1024),
+            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024, &evictions),
+            pages: bounded(pages, 64 * 1024, &evictions),
+            capacity_bytes,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            evictions,
+        }
+    }
+
+    /// How it is used.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            used_bytes: self.used_bytes(),
+            capacity_bytes: self.capacity_bytes,
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
         }
     }
 
@@ -97,6 +147,7 @@ impl Cache {
         self.blocks.weight().saturating_add(self.pages.weight())
     }
 
+    /// The block, if it is there. Whoever makes use of it says so: [`Cache::has_served`].
     pub(crate) fn block(&self, key: &BlockKey) -> Option<Bytes> {
         self.blocks.get(key)
     }
@@ -107,7 +158,19 @@ impl Cache {
         key: &BlockKey,
         decode: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
-        self.blocks.get_or_insert_with(key, decode)
+        let mut is_there = true;
+        let block = self.blocks.get_or_insert_with(key, || {
+            is_there = false;
+            decode()
+        });
+        let counter = if is_there { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        block
+    }
+
+    /// So many blocks that were there were of use.
+    pub(crate) fn has_served(&self, blocks: usize) {
+        self.hits.fetch_add(blocks as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn page(&self, key: &PageKey) -> Option<Arc<Page>> {
@@ -124,7 +187,11 @@ impl Cache {
     }
 }
 
-fn bounded<K, V>(capacity_bytes: u64, typical_bytes: u64) -> QuickCache<K, V, Weigh>
+fn bounded<K, V>(
+    capacity_bytes: u64,
+    typical_bytes: u64,
+    evictions: &Arc<AtomicU64>,
+) -> Bounded<K, V>
 where
     K: Eq + std::hash::Hash + Clone,
     V: Clone,
@@ -143,7 +210,7 @@ where
         options,
         Weigh,
         DefaultHashBuilder::default(),
-        DefaultLifecycle::default(),
+        Evictions(Arc::clone(evictions)),
     )
 }
 
@@ -172,6 +239,22 @@ mod tests {
             assert!(cache.used_bytes() <= 8 << 20, "{block_bytes}: {}", cache.used_bytes());
             assert!(cache.used_bytes() > 3 << 20, "{block_bytes}: {}", cache.used_bytes());
         }
+    }
+
+    #[test]
+    fn what_is_found_what_is_not_and_what_makes_room_is_counted() {
+        let cache = Cache::new(8 << 20);
+        fill(&cache, 10, 65_536);
+        fill(&cache, 3, 65_536);
+        // To look is no use of it yet.
+        assert!(cache.block(&key(3)).is_some());
+        assert!(cache.block(&key(99)).is_none());
+        cache.has_served(1);
+        let statistics = cache.statistics();
+        assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (4, 10, 0));
+        assert_eq!(statistics.capacity_bytes, 8 << 20);
+        fill(&cache, 1000, 65_536);
+        assert!(cache.statistics().evictions > 800, "{:?}", cache.statistics());
     }
 
     #[test]

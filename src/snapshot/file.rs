@@ -208,6 +208,11 @@ impl File {
         self.cache.block(&self.block_key(block)?)
     }
 
+    /// So many blocks that were in the cache were of use.
+    pub(crate) fn has_served_from_cache(&self, blocks: usize) {
+        self.cache.has_served(blocks);
+    }
+
     /// A block that is stored.
     pub(crate) fn block(&self, stream: Stream, block: &Block) -> Result<Bytes, Error> {
         let key = self

@@ -138,6 +138,8 @@ impl File {
         let mut slices = Vec::new();
         let read = Read { reach: Reach::Cache, comparisons: &Cell::new(0) };
         self.collect(read, stream, range, &mut slices).ok()?;
+        let blocks = slices.iter().filter(|slice| matches!(slice, Slice::Data(_))).count();
+        self.has_served_from_cache(blocks);
         Some(slices)
     }
 

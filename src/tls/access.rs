@@ -17,13 +17,11 @@ pub struct Access {
     pub mode: u32,
     /// Number of its owner.
     pub user: u32,
-    /// Number of its group.
-    pub group: u32,
 }
 
 impl Access {
     fn of(metadata: &Metadata) -> Self {
-        Self { mode: metadata.mode() & 0o7777, user: metadata.uid(), group: metadata.gid() }
+        Self { mode: metadata.mode() & 0o7777, user: metadata.uid() }
     }
 
     /// Whether others than the owner can read or change the file.
@@ -32,12 +30,13 @@ impl Access {
         self.mode & 0o077 != 0
     }
 
-    /// Whether the file looks as systemd leaves a credential of a service with a `User=`: owned by
-    /// root, and opened to that user by an access list, whose mask shows as the group's right to
-    /// read. Source: `fd_add_uid_acl_permission` in systemd's `exec-credential.c`.
+    /// Whether the file looks as service managers leave a credential: owned by root, and opened for
+    /// reading to one group besides. With systemd, the mode of the group is the mask of an access list
+    /// that names the user of the service (`fd_add_uid_acl_permission` in its `exec-credential.c`).
+    /// With Kubernetes, the group is the `fsGroup` of the pod (`SetVolumeOwnership` of the kubelet).
     #[must_use]
     pub fn is_credential(self) -> bool {
-        self.mode & 0o077 == 0o040 && self.user == 0 && self.group == 0
+        self.mode & 0o077 == 0o040 && self.user == 0
     }
 }
 

@@ -11,6 +11,7 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
+use crate::tls::expiry::{Expiry, expiries};
 use crate::tls::handshake::HandshakeFailure;
 use crate::tls::material::Material;
 
@@ -91,6 +92,7 @@ pub struct TlsConfig {
     server: Arc<ServerConfig>,
     /// The one inside `server`. There is none if no client is asked for a certificate.
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    expiries: Arc<[Expiry]>,
 }
 
 impl TlsConfig {
@@ -133,13 +135,20 @@ impl TlsConfig {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
-        Ok(Self { server: Arc::new(server), clients })
+        let expiries = expiries(material).into();
+        Ok(Self { server: Arc::new(server), clients, expiries })
     }
 
     /// What a handshake needs.
     #[must_use]
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
+    }
+
+    /// Until when what it is made of is good.
+    #[must_use]
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
     }
 
     /// Whether no handshake succeeds without a client certificate.

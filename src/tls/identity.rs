@@ -3,7 +3,7 @@
 //! Nothing here decides whether a certificate is genuine: rustls did, before its chain gets here.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::digest;
@@ -158,22 +158,31 @@ fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     attribute.as_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// One line for a log. Names are quoted, and what could move a cursor is escaped: the CA vouches
-/// for who they belong to, not for what they look like.
+/// One line for a log: the names and the fingerprint.
 impl fmt::Display for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = String::new();
+        let names = self.names();
+        let space = if names.is_empty() { "" } else { " " };
+        write!(f, "{names}{space}SHA256:{}", self.fingerprint)
+    }
+}
+
+impl PeerIdentity {
+    /// The names, such as `CN="alice" DNS="alice.example.org"`, in one line. They are quoted, and what
+    /// could move a cursor is escaped: the CA vouches for who they belong to, not for what they look
+    /// like. Empty if there are none.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let mut names = Vec::new();
         if let Some(name) = &self.common_name {
-            write!(line, "CN={name:?} ")?;
+            names.push(format!("CN={name:?}"));
         }
-        for (kind, names) in
+        for (kind, of_kind) in
             [("OU", &self.organizational_units), ("DNS", &self.dns_names), ("URI", &self.uris)]
         {
-            for name in names {
-                write!(line, "{kind}={name:?} ")?;
-            }
+            names.extend(of_kind.iter().map(|name| format!("{kind}={name:?}")));
         }
-        write!(f, "{line}SHA256:{}", self.fingerprint)
+        names.join(" ")
     }
 }
 

@@ -17,6 +17,7 @@
 pub mod access;
 mod certificate;
 pub mod config;
+pub mod expiry;
 pub mod fault;
 pub mod handshake;
 pub mod identity;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use self::access::Access;
 pub use self::config::{ClientAuth, ConfigError, MinVersion, TlsConfig};
+pub use self::expiry::{Expiring, Expiry};
 pub use self::fault::{MaterialError, MaterialErrorKind, Warning};
 pub use self::handshake::{Cause, HandshakeFailure};
 pub use self::identity::{Fingerprint, FingerprintError, IdentityError, PeerIdentity};

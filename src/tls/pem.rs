@@ -180,7 +180,7 @@ mod tests {
 
     use crate::tls::testing::{Ca, Files};
 
-    const PRIVATE: Access = Access { mode: 0o600, user: 0, group: 0 };
+    const PRIVATE: Access = Access { mode: 0o600, user: 0 };
 
     fn refusal(file: &Path) -> FileErrorKind {
         Pem::read(file, 1024).unwrap_err().kind
@@ -269,20 +269,19 @@ mod tests {
     }
 
     #[test]
-    fn what_others_than_the_owner_may_do_is_exposure_and_systemd_is_known_by_its_mark() {
-        for (mode, user, group, exposed, credential) in [
-            (0o600, 1000, 1000, false, false),
-            (0o400, 0, 0, false, false),
-            (0o640, 0, 0, true, true),
-            (0o440, 0, 0, true, true),
-            (0o440, 0, 7, true, false),
-            (0o440, 7, 0, true, false),
-            (0o444, 0, 0, true, false),
-            (0o460, 0, 0, true, false),
-            (0o620, 1000, 1000, true, false),
-            (0o601, 1000, 1000, true, false),
+    fn what_others_than_the_owner_may_do_is_exposure_and_credentials_are_known_by_their_mark() {
+        for (mode, user, exposed, credential) in [
+            (0o600, 1000, false, false),
+            (0o400, 0, false, false),
+            (0o640, 0, true, true),
+            (0o440, 0, true, true),
+            (0o440, 7, true, false),
+            (0o444, 0, true, false),
+            (0o460, 0, true, false),
+            (0o620, 1000, true, false),
+            (0o601, 1000, true, false),
         ] {
-            let access = Access { mode, user, group };
+            let access = Access { mode, user };
             assert_eq!(
                 (access.is_exposed(), access.is_credential()),
                 (exposed, credential),

@@ -35,7 +35,8 @@ pub struct Sources {
     pub client_cas: Vec<PathBuf>,
     /// Revocation lists of those CAs. If none is named, one is looked for likewise.
     pub crls: Vec<PathBuf>,
-    /// `$CREDENTIALS_DIRECTORY`, where systemd leaves what `LoadCredential=` names.
+    /// `$CREDENTIALS_DIRECTORY`, where systemd leaves what `LoadCredential=` names, and pods mount
+    /// their secrets.
     pub credentials_directory: Option<PathBuf>,
     /// Whether there has to be a client CA.
     pub client_auth: ClientAuth,
@@ -84,7 +85,7 @@ impl Sources {
         places
     }
 
-    /// Whether systemd put this file where it is.
+    /// Whether the service manager put this file where it is.
     pub(super) fn is_credential(&self, file: &Path) -> bool {
         self.credentials_directory.as_deref().is_some_and(|dir| file.parent() == Some(dir))
     }

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part, and the parts that it may name. All others of ours it must not know.
-const ARROWS: [(&str, &[&str]); 6] = [
-    ("cli", &["server", "export", "snapshot", "tls"]),
-    ("server", &["export", "nbd", "snapshot", "tls"]),
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("cli", &["audit", "server", "export", "snapshot", "tls"]),
+    ("server", &["audit", "export", "metrics", "nbd", "snapshot", "tls"]),
+    ("audit", &[]),
+    ("metrics", &[]),
     ("export", &["snapshot", "nbd"]),
     ("nbd", &[]),
     ("snapshot", &[]),

@@ -88,7 +88,8 @@ async fn a_read_that_panics_ends_its_client_alone_and_is_logged_as_a_bug() {
     server.stopped().await.unwrap();
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let reports = text.lines().filter(|line| {
-        line.contains("ERROR closed by a bug in hexz-nbd; please report it peer=127.0.0.1:")
+        line.contains(" ERROR connection{id=c")
+            && line.contains("closed by a bug in hexz-nbd; please report it peer=127.0.0.1:")
             && line.contains("stepped on a mine")
     });
     assert_eq!(reports.count(), 3, "{text}");

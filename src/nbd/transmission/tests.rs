@@ -56,7 +56,7 @@ fn data(length: u32) -> Piece {
 }
 
 fn failure(before: Vec<Piece>) -> Result<Vec<Piece>, ReadFailure> {
-    Err(ReadFailure { before, error: Errno::EIO, message: "broken" })
+    Err(ReadFailure { before, error: Errno::EIO, message: "broken", is_damage: false })
 }
 
 /// What a request is answered with, where a read comes to that.
