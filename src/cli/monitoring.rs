@@ -19,6 +19,8 @@ pub(crate) struct Monitoring {
     status: Option<StatusPlace>,
     audit: Option<Target>,
     tells_identities: bool,
+    /// Whether the status is not for everybody who can reach it.
+    has_rules: bool,
 }
 
 /// Where the status is shown, and the cache that it tells of.
@@ -40,19 +42,25 @@ impl Monitoring {
             }
             None => None,
         };
-        let tells_identities = settings.metrics_identities;
-        if tells_identities && status.is_none() {
-            return Err(Failure::Usage(
-                "--metrics-identities: nobody could read the metrics; give --status-listen too"
-                    .to_owned(),
-            ));
+        for (flag, is_given) in [
+            ("--metrics-identities", settings.metrics_identities),
+            ("--status-allow-cn", !settings.status_allow.is_empty()),
+            ("--status-host", !settings.status_host.is_empty()),
+        ] {
+            if is_given && status.is_none() {
+                return Err(Failure::Usage(format!(
+                    "{flag}: there is no status to be seen; give --status-listen too"
+                )));
+            }
         }
+        let (tells_identities, has_rules) =
+            (settings.metrics_identities, !settings.status_allow.is_empty());
         let audit = settings.audit_log.as_ref().map(|to| match to {
             AuditChoice::Journald => Target::journal(),
             AuditChoice::StandardOutput => Target::StandardOutput,
             AuditChoice::File(path) => Target::File(path.clone()),
         });
-        Ok(Self { status, audit, tells_identities })
+        Ok(Self { status, audit, tells_identities, has_rules })
     }
 
     /// Begins to watch a server that has its sockets, from before the first client.
@@ -87,7 +95,14 @@ impl Monitoring {
                     }
                     bound => bound?,
                 };
-            tracing::info!(address = %listener.address()?, "showing the status");
+            let address = listener.address()?;
+            tracing::info!(%address, "showing the status");
+            if self.has_rules && !listener.asks_for_certificates() {
+                tracing::warn!(
+                    %address,
+                    "rules do not say who sees the status here: it is plain HTTP, without certificates"
+                );
+            }
             watching.spawn(listener.run());
         }
         watching.spawn(observer.remember());

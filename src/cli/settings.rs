@@ -52,7 +52,7 @@ pub(crate) struct MonitoringSettings {
     /// Without any, it is shown to every certificate of the client CA if there are no rules about who may
     /// read either; if there are some, to nobody, but for /healthz and /readyz. In a configuration file,
     /// `status_allow` takes all kinds of rules.
-    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) status_allow_cn: Vec<String>,
 
     /// The same, from a configuration file
@@ -63,7 +63,7 @@ pub(crate) struct MonitoringSettings {
     ///
     /// Other names are refused, so that no page of a stranger reads the status through a browser that
     /// reaches it (DNS rebinding).
-    #[arg(long, value_name = "NAME", requires = "status_listen")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) status_host: Vec<String>,
 
     /// Count reads by the identity of the client too, in /metrics

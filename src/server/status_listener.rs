@@ -97,6 +97,12 @@ impl StatusListener {
         }
     }
 
+    /// Whether whoever asks has to show a certificate.
+    #[must_use]
+    pub fn asks_for_certificates(&self) -> bool {
+        self.hosts.is_none()
+    }
+
     /// Where it is, with the port that the system chose where 0 was asked for.
     ///
     /// # Errors

@@ -164,8 +164,10 @@ fn reads_are_counted_by_identity_if_that_is_asked_for() {
             watched.wait_for(&format!("hexz_nbd_identity_{metric}_total{{{labels}}}"), value);
         }
     }
-    let (code, line) = refused(&["--metrics-identities", text(&file)]);
-    assert_eq!((code, line.contains("give --status-listen too")), (2, true), "{line}");
+    for alone in ["--metrics-identities", "--status-allow-cn=x", "--status-host=x"] {
+        let (code, line) = refused(&[alone, text(&file)]);
+        assert_eq!((code, line.contains("give --status-listen too")), (2, true), "{line}");
+    }
 }
 
 #[tokio::test]
@@ -393,6 +395,12 @@ fn the_rules_say_whose_certificate_shows_the_status() {
     };
     let secrets = ["/", "/metrics", "/status.json", "/history.json"];
     let health = ["/healthz", "/readyz"];
+    let config = pki.write("status.toml", "status_listen = '127.0.0.1:0'");
+    let plain = Process::start(["--config", text(&config), "--status-allow-cn=x", text(&file)]);
+    plain.wait_until(
+        |line| line["level"] == "WARN" && line["message"].to_string().contains("plain HTTP"),
+        1,
+    );
     for (rules, may_see) in [
         (&[][..], &[&alice, &bob, &monitor][..]),
         // Whoever may not read is not told what there is.
