@@ -219,6 +219,13 @@ impl<'a> Session<'a> {
         let (mut input, mut outbox) = (BytesMut::new(), Outbox::default());
         let negotiation = Negotiation::new(channel, &mut outbox);
         let chosen = self.negotiate(&mut stream, negotiation, &mut input, outbox).await;
+        let chosen = match chosen {
+            // Whoever does not even read the greeting resets the connection.
+            Err(SessionError::Io(_) | SessionError::Truncated) if !self.was_heard => {
+                Err(SessionError::Silent)
+            }
+            chosen => chosen,
+        };
         let demands_tls = tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Required);
         let gave_up = matches!(
             chosen,
