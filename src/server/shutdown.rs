@@ -10,8 +10,9 @@ use crate::server::{ServerError, Shared};
 /// Ends a server: all of it, however long its clients would like it to go on.
 ///
 /// Who has chosen an export gets what it has asked for, within the drain timeout. What anybody asks
-/// for from now on is refused with the reason, and who asks for nothing is hung up on. Whoever is left then is cut off, which is no failure of the server: that the
-/// time is bounded is what the operator asked for.
+/// for from now on is refused with the reason, and who asks for nothing is hung up on. Whoever is left
+/// then is cut off, which is no failure of the server: that the time is bounded is what the operator
+/// asked for.
 pub(crate) async fn stop(mut accepting: JoinSet<Result<(), ServerError>>, shared: &Arc<Shared>) {
     // First and completely: who comes now is refused by the system and can go elsewhere, instead of
     // waiting in the queue of a socket that nobody will look at again.
