@@ -41,10 +41,6 @@ class Images:
     def _wanted(self, own, size):
         if not own:
             return [str(SOURCE), size]
-        if not own.is_file() or own.stat().st_size % (128 << 10):
-            raise SystemExit(f"--image {own}: not a file of whole 128 KiB blocks; `truncate` helps")
-        if own.stat().st_size < 256 * MIB:
-            raise SystemExit(f"--image {own}: less than 256 MiB, all of it would be cached")
         return [str(own), own.stat().st_size, own.stat().st_mtime_ns]
 
     def _is_there(self, wanted):
@@ -94,6 +90,14 @@ class Images:
             with path.open("rb", buffering=0) as file:
                 while file.read(4 * MIB):
                     pass
+
+
+def check_own(image):
+    """Whether an image that was not made here can be measured with."""
+    if not image.is_file() or image.stat().st_size % (128 << 10):
+        raise SystemExit(f"--image {image}: not a file of whole 128 KiB blocks; `truncate` helps")
+    if image.stat().st_size < 256 * MIB:
+        raise SystemExit(f"--image {image}: less than 256 MiB, and reads of less say little")
 
 
 def quiet(*command):

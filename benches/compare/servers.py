@@ -121,8 +121,8 @@ class Fleet:
     """The servers that run. One with a cache runs for each state of it, and anew for each run that
     finds it cold."""
 
-    def __init__(self, images, pki, directory, load):
-        self.images, self.pki, self.directory, self.load = images, pki, directory, load
+    def __init__(self, images, directory, load):
+        self.images, self.directory, self.load = images, directory, load
         self.running = {}
 
     def __enter__(self):
@@ -161,7 +161,7 @@ class Fleet:
         return column.command(port, state, tls), port
 
     def _fill(self, server, tls):
-        keys = f"?tls-certificates={self.pki / 'client'}" if tls else ""
+        keys = f"?tls-certificates={self.load.pki}" if tls else ""
         scheme = "nbds" if tls else "nbd"
         uri = f"{scheme}://localhost:{server.port}/{keys}"
         done = subprocess.run(
