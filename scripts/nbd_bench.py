@@ -1,5 +1,5 @@
-"""What scripts/abuse and scripts/idle-memory share: a server in a process, and a client that can
-stop half way. Standard library only."""
+"""What scripts/abuse, scripts/idle-memory and benches/compare share: how the server is built and
+started, and a client that can stop half way. Standard library only."""
 
 import os
 import pathlib
@@ -29,15 +29,20 @@ def add_binary(parser):
     )
 
 
-def built():
-    """The optimised server."""
+def target():
+    """Where cargo puts what it builds."""
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+
+def built(kind="bin", name="hexz-nbd"):
+    """The optimised server, or an optimised tool: an `example`."""
     subprocess.run(
-        ["cargo", "build", "--release", "--locked", "--quiet", "--bin", "hexz-nbd"],
+        ["cargo", "build", "--release", "--locked", "--quiet", f"--{kind}", name],
         cwd=ROOT,
         check=True,
     )
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return target / "release" / "hexz-nbd"
+    release = target() / "release"
+    return (release if kind == "bin" else release / "examples") / name
 
 
 def allow_descriptors(wanted):
