@@ -11,6 +11,7 @@ use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 use crate::snapshot::format::Stream;
 use crate::snapshot::page::Page;
 use crate::snapshot::read::Pattern;
+use crate::snapshot::rooms::{Room, Rooms, room_bytes};
 
 /// Size of the cache where nothing else was asked for, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -32,6 +33,7 @@ const SHARDS_MAX: u64 = 64;
 pub struct Cache {
     blocks: Bounded<BlockKey, Bytes>,
     pages: Bounded<PageKey, Arc<Page>>,
+    rooms: Rooms,
     capacity_bytes: u64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -105,7 +107,7 @@ struct Weigh;
 
 impl Weighter<BlockKey, Bytes> for Weigh {
     fn weight(&self, _key: &BlockKey, block: &Bytes) -> u64 {
-        (block.len() as u64).saturating_add(ENTRY_OVERHEAD_BYTES)
+        (room_bytes(block.len()) as u64).saturating_add(ENTRY_OVERHEAD_BYTES)
     }
 }
 
@@ -124,6 +126,7 @@ impl Cache {
         Self {
             blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024, &evictions),
             pages: bounded(pages, 64 * 1024, &evictions),
+            rooms: Rooms::default(),
             capacity_bytes,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -147,6 +150,11 @@ impl Cache {
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.blocks.weight().saturating_add(self.pages.weight())
+    }
+
+    /// Memory for a block of so many bytes.
+    pub(crate) fn room(&self, bytes: u32) -> Room {
+        self.rooms.take(bytes as usize)
     }
 
     /// The block, if it is there. Whoever makes use of it says so: [`Cache::has_served`].

@@ -148,16 +148,16 @@ impl Decoder {
         self.encryptor.is_some()
     }
 
-    /// Decodes one block, and compares it with its CRC-32 and with what else is expected of it.
-    /// `logical_length` was checked against the limit before.
+    /// Decodes one block into `plain`, which it fills, and compares it with its CRC-32 and with what else
+    /// is expected of it. Nothing may be concluded from the contents of `plain` if that fails.
     pub(crate) fn decode(
         &self,
         stored: &[u8],
         crc: u32,
         block_number: u64,
-        logical_length: u32,
         expected: Option<Expected>,
-    ) -> Result<Vec<u8>, Damage> {
+        plain: &mut [u8],
+    ) -> Result<(), Damage> {
         let found = crc32fast::hash(stored);
         if found != crc {
             return Err(Damage::Checksum { expected: crc, found });
@@ -172,15 +172,13 @@ impl Decoder {
             None => None,
         };
         let stored = decrypted.as_deref().unwrap_or(stored);
-        // A fresh buffer, zeroed: a faulty decoder must not show what memory held before.
-        let mut plain = vec![0; logical_length as usize];
-        self.compressor.decompress(stored, &mut plain)?;
+        self.compressor.decompress(stored, plain)?;
         if let Some(Expected::Plain(hash)) = expected
-            && *blake3::hash(&plain).as_bytes() != hash
+            && *blake3::hash(plain).as_bytes() != hash
         {
             return Err(Damage::Hash);
         }
-        Ok(plain)
+        Ok(())
     }
 }
 
@@ -198,7 +196,9 @@ mod tests {
         length: u32,
     ) -> Result<Vec<u8>, Damage> {
         let crc = crc32fast::hash(&stored);
-        Decoder::new(Box::new(compressor), None).decode(&stored, crc, 0, length, None)
+        let mut plain = vec![0; length as usize];
+        let decoder = Decoder::new(Box::new(compressor), None);
+        decoder.decode(&stored, crc, 0, None, &mut plain).map(|()| plain)
     }
 
     #[test]
@@ -240,7 +240,10 @@ mod tests {
         let decoder = Decoder::new(Box::new(Lz4Compressor::new()), None);
         let stored = lz4(b"hello");
         let crc = crc32fast::hash(&stored) ^ 1;
-        assert!(matches!(decoder.decode(&stored, crc, 0, 5, None), Err(Damage::Checksum { .. })));
+        assert!(matches!(
+            decoder.decode(&stored, crc, 0, None, &mut [0; 5]),
+            Err(Damage::Checksum { .. })
+        ));
     }
 
     #[test]

@@ -255,8 +255,9 @@ impl File {
             let range = key.offset..key.offset.saturating_add(u64::from(key.length));
             let stored = fetched.stored_at_once(self.id, self.structure.storage(), range)?;
             let (crc, number) = (key.crc, block.number);
-            let plain = self.decoder.decode(stored, crc, number, key.logical_length, None);
-            plain.ok().map(Bytes::from)
+            let mut plain = self.cache.room(key.logical_length);
+            let decoded = self.decoder.decode(stored, crc, number, None, plain.as_mut());
+            decoded.ok().map(|()| Bytes::from_owner(plain))
         })
     }
 
@@ -295,10 +296,11 @@ impl File {
             .map_err(|source| ErrorKind::Read { what, offset, length: key.length as usize, source })
             .map_err(|kind| self.structure.error(kind))?;
         let expected = expected()?;
+        let mut plain = self.cache.room(key.logical_length);
         self.decoder
-            .decode(stored, key.crc, block.number, key.logical_length, expected)
-            .map(Bytes::from)
-            .map_err(|damage| self.damaged(damage, stream, block, offset))
+            .decode(stored, key.crc, block.number, expected, plain.as_mut())
+            .map_err(|damage| self.damaged(damage, stream, block, offset))?;
+        Ok(Bytes::from_owner(plain))
     }
 
     /// Checks everything that is known of a block, past the cache: what was decoded before says

@@ -22,6 +22,7 @@ pub(crate) mod pieces;
 mod read;
 pub mod readahead;
 pub(crate) mod reference;
+pub(crate) mod rooms;
 pub mod signature;
 mod signer;
 pub mod storage;

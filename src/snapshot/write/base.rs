@@ -178,7 +178,8 @@ impl Base {
         let storage = self.structure.storage();
         let stored = structure::read(storage, "block", offset, u64::from(length)).ok()?;
         // Without encryption the number of the block does not matter.
-        self.decoder.decode(&stored, crc, 0, logical_length, None).ok()
+        let mut plain = vec![0; logical_length as usize];
+        self.decoder.decode(&stored, crc, 0, None, &mut plain).ok().map(|()| plain)
     }
 
     pub(super) fn error(&self, kind: ErrorKind) -> Error {
