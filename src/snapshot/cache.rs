@@ -146,6 +146,12 @@ impl Cache {
         }
     }
 
+    /// What it may hold, in bytes.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
     /// Bytes that the cache holds now, its bookkeeping included.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

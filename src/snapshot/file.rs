@@ -217,7 +217,7 @@ impl File {
     /// What the cache may hold, in bytes.
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {
-        self.cache.statistics().capacity_bytes
+        self.cache.capacity_bytes()
     }
 
     /// So many blocks that were in the cache were of use.
