@@ -1,5 +1,5 @@
-"""What scripts/abuse and scripts/idle-memory share: a server in a process, and a client that can
-stop half way. Standard library only."""
+"""What scripts/abuse, scripts/idle-memory, benches/scale and benches/compare/pack share: a server in a
+process, a client that can stop half way, images. Standard library only."""
 
 import os
 import pathlib
@@ -29,15 +29,15 @@ def add_binary(parser):
     )
 
 
-def built():
-    """The optimised server."""
-    subprocess.run(
-        ["cargo", "build", "--release", "--locked", "--quiet", "--bin", "hexz-nbd"],
-        cwd=ROOT,
-        check=True,
-    )
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return target / "release" / "hexz-nbd"
+def built(*examples):
+    """The optimised server. With examples, a list of it and of them."""
+    command = ["cargo", "build", "--release", "--locked", "--quiet", "--bin", "hexz-nbd"]
+    for example in examples:
+        command += ["--example", example]
+    subprocess.run(command, cwd=ROOT, check=True)
+    release = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+    server = release / "hexz-nbd"
+    return [server, *(release / "examples" / example for example in examples)] if examples else server
 
 
 def allow_descriptors(wanted):
@@ -59,6 +59,23 @@ def make_image(program, directory, size):
             file.write(b"".join(half * 2 for half in halves))
     subprocess.run([program, "pack", raw, packed], check=True, capture_output=True)
     return raw, packed
+
+
+def real_image(raw, size):
+    """A raw image of what this machine has installed: real programs and libraries, one after another."""
+    left = size
+    with raw.open("wb") as image:
+        for directory in ["/usr/lib", "/usr/bin", "/usr/share"]:
+            for parent, inner, names in os.walk(directory):
+                inner.sort()
+                for path in (os.path.join(parent, name) for name in sorted(names)):
+                    if not left:
+                        return
+                    if os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.R_OK):
+                        with open(path, "rb") as file:
+                            left -= image.write(file.read(left))
+    if left:
+        raise SystemExit(f"this machine has {left >> 20} MiB less in /usr than an image needs")
 
 
 class Certificates:
@@ -105,6 +122,11 @@ class Server:
     def resident_bytes(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def memory_bytes(self):
+        """Resident memory without files: heap and stacks."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
