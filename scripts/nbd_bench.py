@@ -1,5 +1,5 @@
-"""What scripts/abuse, scripts/idle-memory, benches/scale and benches/compare/pack share: a server in a
-process, a client that can stop half way, images. Standard library only."""
+"""What scripts/abuse, scripts/idle-memory and benches/compare share: how the server is built and
+started, and a client that can stop half way. Standard library only."""
 
 import os
 import pathlib
@@ -29,15 +29,20 @@ def add_binary(parser):
     )
 
 
-def built(*examples):
-    """The optimised server. With examples, a list of it and of them."""
-    command = ["cargo", "build", "--release", "--locked", "--quiet", "--bin", "hexz-nbd"]
-    for example in examples:
-        command += ["--example", example]
-    subprocess.run(command, cwd=ROOT, check=True)
-    release = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
-    server = release / "hexz-nbd"
-    return [server, *(release / "examples" / example for example in examples)] if examples else server
+def target():
+    """Where cargo puts what it builds."""
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+
+def built(kind="bin", name="hexz-nbd"):
+    """The optimised server, or an optimised tool: an `example`."""
+    subprocess.run(
+        ["cargo", "build", "--release", "--locked", "--quiet", f"--{kind}", name],
+        cwd=ROOT,
+        check=True,
+    )
+    release = target() / "release"
+    return (release if kind == "bin" else release / "examples") / name
 
 
 def allow_descriptors(wanted):
@@ -59,23 +64,6 @@ def make_image(program, directory, size):
             file.write(b"".join(half * 2 for half in halves))
     subprocess.run([program, "pack", raw, packed], check=True, capture_output=True)
     return raw, packed
-
-
-def real_image(raw, size):
-    """A raw image of what this machine has installed: real programs and libraries, one after another."""
-    left = size
-    with raw.open("wb") as image:
-        for directory in ["/usr/lib", "/usr/bin", "/usr/share"]:
-            for parent, inner, names in os.walk(directory):
-                inner.sort()
-                for path in (os.path.join(parent, name) for name in sorted(names)):
-                    if not left:
-                        return
-                    if os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.R_OK):
-                        with open(path, "rb") as file:
-                            left -= image.write(file.read(left))
-    if left:
-        raise SystemExit(f"this machine has {left >> 20} MiB less in /usr than an image needs")
 
 
 class Certificates:
