@@ -12,6 +12,8 @@ use hexz_nbd::snapshot::format::index::{PAGE_ENTRIES_MAX, PageRecord, encode_pag
 use hexz_nbd::snapshot::format::{Compression, Entry, HEADER_BYTES, Header, Layout, MasterIndex};
 
 const SECTOR: u64 = 512;
+/// Pairs of numbers in a sector.
+const SECTOR_PAIRS: usize = 512 / 16;
 /// What Hexz's own tools use, and what the index is made to look like.
 const BLOCK_BYTES: u64 = 64 << 10;
 /// An index of these takes 832 MiB.
@@ -69,9 +71,7 @@ fn content_of(block: u64) -> usize {
 /// Each sector says over and over which block it belongs to, and which sector it is.
 fn plain(content: usize, block_bytes: u64) -> Vec<u8> {
     let sector = |number: u64| [(content as u64).to_le_bytes(), number.to_le_bytes()].concat();
-    (0..block_bytes / SECTOR)
-        .flat_map(|number| sector(number).repeat(SECTOR as usize / 16))
-        .collect()
+    (0..block_bytes / SECTOR).flat_map(|number| sector(number).repeat(SECTOR_PAIRS)).collect()
 }
 
 fn write(
