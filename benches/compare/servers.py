@@ -57,7 +57,7 @@ def columns(images, pki, builds, load, upstream):
         return command
 
     def hexz_upstream(port, _state, _tls):
-        return [upstream, "serve", images.lz4, "--nbd", "--bind", "127.0.0.1", "--port", str(port)]
+        return [upstream, images.lz4, str(port)]
 
     found = [
         Column("limit", limit, has_tls=False),

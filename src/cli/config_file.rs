@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::cli::Failure;
+use crate::cli::cache_size::CacheSize;
 use crate::cli::duration;
 use crate::cli::export_argument::{self, ExportArgument, PartArgument};
 use crate::cli::reading::{CheckChoice, ReadingSettings, parse_digest};
@@ -67,7 +68,7 @@ struct Document {
     require_manifest: bool,
     check: Option<CheckChoice>,
     #[serde(deserialize_with = "from_text")]
-    cache_size: Option<ByteSize>,
+    cache_size: Option<CacheSize>,
     max_connections: Option<NonZeroUsize>,
     max_connections_per_address: Option<NonZeroUsize>,
     #[serde(deserialize_with = "time")]
@@ -354,7 +355,7 @@ mod tests {
         assert_eq!(monitoring.status_allow.cn, ["prometheus"]);
         assert_eq!(monitoring.status_host, ["gateway.example.com"]);
         assert_eq!(monitoring.audit_log, Some(AuditChoice::File("/var/log/audit.json".into())));
-        assert_eq!(settings.limits.cache_size, Some(ByteSize(1 << 30)));
+        assert_eq!(settings.limits.cache_size, Some(CacheSize::Bytes(ByteSize(1 << 30))));
         assert_eq!(settings.limits.negotiation_timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
         assert_eq!(settings.limits.drain_timeout, Some(Duration::from_secs(60)));

@@ -1,6 +1,7 @@
 //! What the operator types: the only place that knows clap and prints.
 #![expect(clippy::print_stderr, reason = "a command talks to a person")]
 
+mod cache_size;
 mod certs;
 mod config_file;
 mod demo;
@@ -14,6 +15,7 @@ mod inspect;
 mod key_files;
 mod keygen;
 mod logging;
+mod memory;
 mod monitoring;
 mod open_files;
 mod pack;

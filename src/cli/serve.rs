@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
+use crate::cli::cache_size::CacheSize;
 use crate::cli::config_file::ConfigFile;
 use crate::cli::export_argument::ExportArgument;
 use crate::cli::exports::{Exports, Opened};
@@ -28,7 +29,6 @@ use crate::server::activation::{self, HandedOver};
 use crate::server::reload::{Built, Progress, Seen};
 use crate::server::{Endpoint, Insecure, Limits, Policy, Server};
 use crate::snapshot::Cache;
-use crate::snapshot::cache::CACHE_BYTES_DEFAULT;
 
 /// The port that is registered for NBD.
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
@@ -80,7 +80,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         Vec::new()
     };
-    let cache_bytes = settings.limits.cache_size.map_or(CACHE_BYTES_DEFAULT, |size| size.0);
+    let cache_bytes = settings.limits.cache_size.unwrap_or(CacheSize::Auto).bytes();
+    tracing::debug!(bytes = cache_bytes, "cache");
     let cache = Arc::new(Cache::new(cache_bytes));
     let server = ServerSettings::new(&settings, &cache)?;
     let exports = Mutex::new(Exports::new(cache));

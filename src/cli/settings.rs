@@ -8,6 +8,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::cli::cache_size::CacheSize;
 use crate::cli::duration;
 use crate::cli::reading::ReadingSettings;
 use crate::cli::size::ByteSize;
@@ -193,9 +194,10 @@ pub(crate) struct AllowSettings {
 #[group(skip)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitSettings {
-    /// Memory for decoded blocks and index pages, for all clients together [default: 256MiB]
+    /// Memory for decoded blocks and index pages, for all clients together: so much, or `auto` for a
+    /// quarter of what is available at the start, within the limits of control groups [default: auto]
     #[arg(long, value_name = "SIZE")]
-    pub(crate) cache_size: Option<ByteSize>,
+    pub(crate) cache_size: Option<CacheSize>,
 
     /// Clients at a time; others wait [default: 1024]
     #[arg(long, value_name = "N")]

@@ -9,13 +9,16 @@ pub use self::catalogue::{Catalogue, CatalogueError, View};
 pub use self::partition::PartitionError;
 pub use self::window::{RoundUp, Window, WindowError};
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::export::extents::CONTEXT_NAMES;
 use crate::export::partition::Partition;
 use crate::nbd::wire::Errno;
 use crate::nbd::{ExportInfo, Failure, Loaded, NegotiatedExport, Piece, ReadFailure};
-use crate::snapshot::{Content, Error, ErrorKind, File, Interrupted, Slice, Stream};
+use crate::snapshot::{
+    Content, Effort, Error, ErrorKind, File, Interrupted, Pattern, Sink, Slice, Stream,
+};
 
 /// How a snapshot is exported.
 #[derive(Debug, Clone)]
@@ -198,9 +201,34 @@ impl Export {
     /// in the cache. Never waits.
     #[must_use]
     pub fn read_cached(&self, offset: u64, length: u32) -> Option<Vec<Piece>> {
-        let (range, zeros) = self.window.map(offset, u64::from(length))?;
+        let mut pieces = Vec::new();
+        let (effort, pattern) = (Effort::Cached, Pattern::Random);
+        self.read_at_once(offset, length, effort, pattern, &mut pieces).then_some(pieces)
+    }
+
+    /// Appends the bytes of a read that was checked against [`ExportInfo::size_bytes`], if they are to be
+    /// had without waiting. Otherwise it is `false`, and nothing is appended.
+    #[must_use]
+    pub fn read_at_once(
+        &self,
+        offset: u64,
+        length: u32,
+        effort: Effort,
+        pattern: Pattern,
+        pieces: &mut Vec<Piece>,
+    ) -> bool {
+        let Some((range, zeros)) = self.window.map(offset, u64::from(length)) else { return false };
         let bytes = range.end.saturating_sub(range.start);
-        self.file.cached_slices(self.stream, range.start, bytes).map(|found| pieces(found, zeros))
+        let before = pieces.len();
+        let mut sink = Pieces(pieces);
+        if !self.file.slices_at_once(self.stream, range.start, bytes, effort, pattern, &mut sink) {
+            pieces.truncate(before);
+            return false;
+        }
+        if zeros != 0 {
+            pieces.push(Piece::Zeros(zeros));
+        }
+        true
     }
 
     /// The bytes of a read. May read storage and decode, so call it where that stalls nobody.
@@ -233,10 +261,30 @@ impl Export {
         }
     }
 
-    /// What bytes are, if all of them are in the cache and reading them is quick. Never waits.
+    /// What bytes are, if reading them is quick: as [`Export::read_at_once`]. Never waits.
     #[must_use]
-    pub fn load_cached(&self, offset: u64, length: u32) -> Option<Loaded> {
-        self.read_cached(offset, length).map(|pieces| loaded(&pieces))
+    pub fn load_at_once(&self, offset: u64, length: u32, effort: Effort) -> Option<Loaded> {
+        let mut pieces = Vec::new();
+        let pattern = Pattern::Random;
+        self.read_at_once(offset, length, effort, pattern, &mut pieces).then(|| loaded(&pieces))
+    }
+
+    /// Sees that bytes are in the cache, as far as they are in the export. May read storage and decode, so
+    /// call it where that stalls nobody. What is wrong with them is told to those who read them.
+    pub fn fetch(&self, range: Range<u64>) {
+        let length = range.end.min(self.info.size_bytes).saturating_sub(range.start);
+        if let Some((range, _)) = self.window.map(range.start, length) {
+            self.file.fetch(self.stream, range);
+        }
+    }
+
+    /// How far a client of so many may be read ahead of, in bytes: all of them together by a quarter of the
+    /// cache, or what is read ahead for one would drive out what was for another.
+    #[must_use]
+    pub fn ahead_bytes_max(&self, clients: usize) -> u64 {
+        const SHARE: u64 = 4;
+        let all = self.file.cache_bytes() / SHARE;
+        all.checked_div(clients.max(1) as u64).unwrap_or(all)
     }
 
     /// Fetches and checks bytes, so that reading them is quick for a while. May read storage and
@@ -309,14 +357,27 @@ fn loaded(pieces: &[Piece]) -> Loaded {
     if is_hole { Loaded::Zeros } else { Loaded::Data }
 }
 
+/// Slices of a snapshot, as parts of a reply.
+struct Pieces<'a>(&'a mut Vec<Piece>);
+
+impl Sink for Pieces<'_> {
+    fn push(&mut self, slice: Slice) {
+        self.0.push(piece(slice));
+    }
+}
+
+fn piece(slice: Slice) -> Piece {
+    match slice {
+        Slice::Data(data) => Piece::Data(data),
+        Slice::Zeros(bytes) => Piece::Zeros(bytes),
+    }
+}
+
 const PAST_END: &str = "the request reaches past the end of the export";
 
 fn pieces(slices: Vec<Slice>, zeros: u64) -> Vec<Piece> {
-    let shown = slices.into_iter().map(|slice| match slice {
-        Slice::Data(data) => Piece::Data(data),
-        Slice::Zeros(bytes) => Piece::Zeros(bytes),
-    });
-    shown.chain((zeros != 0).then_some(Piece::Zeros(zeros))).collect()
+    let behind = (zeros != 0).then_some(Piece::Zeros(zeros));
+    slices.into_iter().map(piece).chain(behind).collect()
 }
 
 /// What an error of the snapshot means to a client, and to the person there, who must not learn

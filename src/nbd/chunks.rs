@@ -59,14 +59,14 @@ pub(crate) fn push_error(
 pub(crate) fn push_whole(
     to: ReplyTo,
     position: u64,
-    pieces: Vec<Piece>,
+    mut pieces: impl AsMut<Vec<Piece>>,
     fragments: Fragments,
     outbox: &mut Outbox,
 ) {
     match to.replies {
         Replies::Simple => {
             outbox.push_copy(&simple_reply(None, to.cookie));
-            pieces.into_iter().for_each(|piece| outbox.push(piece));
+            pieces.as_mut().drain(..).for_each(|piece| outbox.push(piece));
         }
         Replies::Structured | Replies::Extended => {
             push_content(to, position, pieces, fragments, true, outbox);
@@ -79,16 +79,17 @@ pub(crate) fn push_whole(
 pub(crate) fn push_content(
     to: ReplyTo,
     mut position: u64,
-    pieces: Vec<Piece>,
+    mut pieces: impl AsMut<Vec<Piece>>,
     fragments: Fragments,
     is_last: bool,
     outbox: &mut Outbox,
 ) {
+    let pieces = pieces.as_mut();
     let mut left: u64 = pieces.iter().map(Piece::bytes).sum();
     if left == 0 && is_last {
         push_done(to, outbox);
     }
-    let mut pieces = pieces.into_iter();
+    let mut pieces = pieces.drain(..);
     while left > 0 {
         let run = Run::first_of(pieces.as_slice(), fragments);
         left = left.saturating_sub(run.bytes);
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn blocks_are_not_copied_into_chunks() {
-        let block = Bytes::from(vec![7; 4096]);
+        let block = Bytes::from(vec![7; 65_536]);
         let mut outbox = Outbox::default();
         let pieces = vec![Piece::Data(block.clone())];
         push_content(TO, 0, pieces, Fragments::Many, true, &mut outbox);

@@ -12,9 +12,9 @@ use crate::nbd::wire::Errno;
 /// Zeros that are sent lie here once, for all clients.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// Small pieces up to this length are copied behind the header before them: a vector of a dozen
-/// bytes costs more than their copy.
-const COPIED_BYTES_MAX: usize = 256;
+/// Pieces up to this length are copied behind the header before them. That costs less than a vector of
+/// their own, and they keep no block in memory while they wait for the client.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 /// A queue of bytes on their way out. Slices of blocks are kept as they are, never copied; zeros
 /// take no memory.
@@ -64,6 +64,14 @@ impl Outbox {
                 self.remaining = self.remaining.saturating_add(piece.bytes());
                 self.pieces.push_back(piece);
             }
+        }
+    }
+
+    /// Gives memory back while nothing is owed. It is asked for again with the next reply.
+    pub fn rest(&mut self) {
+        if self.remaining == 0 {
+            self.pieces = VecDeque::new();
+            self.small = BytesMut::new();
         }
     }
 
@@ -212,11 +220,33 @@ mod tests {
 
     #[test]
     fn blocks_are_not_copied() {
-        let block = Bytes::from(vec![7; 4096]);
+        let block = Bytes::from(vec![7; 65_536]);
         let mut outbox = Outbox::default();
         outbox.push_copy(b"header");
         outbox.push(Piece::Data(block.clone()));
         outbox.advance(6);
         assert_eq!(outbox.chunk().as_ptr(), block.as_ptr());
+    }
+
+    #[test]
+    fn short_pieces_of_a_block_keep_it_no_longer_in_memory() {
+        let block = Bytes::from(vec![7; 65_536]);
+        let mut outbox = Outbox::default();
+        outbox.push(Piece::Data(block.slice(..COPIED_BYTES_MAX)));
+        assert!(block.is_unique());
+        assert_eq!(outbox.copy_to_bytes(COPIED_BYTES_MAX), block.slice(..COPIED_BYTES_MAX));
+        outbox.push(Piece::Data(block.slice(..=COPIED_BYTES_MAX)));
+        assert!(!block.is_unique());
+    }
+
+    #[test]
+    fn what_is_owed_survives_a_rest_and_memory_does_not() {
+        let mut outbox = Outbox::default();
+        outbox.push_copy(&[7; 100]);
+        outbox.rest();
+        assert_eq!(outbox.remaining(), 100);
+        outbox.advance(100);
+        outbox.rest();
+        assert_eq!((outbox.small.capacity(), outbox.pieces.capacity()), (0, 0));
     }
 }

@@ -169,6 +169,20 @@ impl Transmission {
         }
     }
 
+    /// Answers a read with its bytes, which must be as many as it asked for. What held them is left empty.
+    pub fn reply_with(&mut self, read: Read, pieces: &mut Vec<Piece>) {
+        let is_right = total_bytes(pieces) == u64::from(read.length);
+        match read.answer {
+            Answer::Whole(to, fragments) if is_right => {
+                self.working_bytes = self.working_bytes.saturating_sub(read_cost(read.length));
+                self.working = self.working.saturating_sub(1);
+                push_whole(to, read.offset, pieces, fragments, &mut self.outbox);
+            }
+            // The others take their time.
+            Answer::Whole(..) | Answer::Part => self.reply(read, Ok(std::mem::take(pieces))),
+        }
+    }
+
     /// Answers a read with its bytes, which must be as many as it asked for, or with an error. A
     /// simple reply with an error carries no bytes, a structured one those before the failure.
     pub fn reply(&mut self, read: Read, outcome: Result<Vec<Piece>, ReadFailure>) {
@@ -252,6 +266,11 @@ impl Transmission {
     pub fn wants_input(&self) -> bool {
         let owed = self.owed_bytes();
         self.ending.is_none() && self.in_parts.is_none() && (owed == 0 || owed < self.allowed_bytes)
+    }
+
+    /// Gives memory back while nothing is to be done.
+    pub fn rest(&mut self) {
+        self.outbox.rest();
     }
 
     /// What the client is owed. Write from it.

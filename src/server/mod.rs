@@ -4,10 +4,13 @@ pub mod activation;
 pub(crate) mod budget;
 pub(crate) mod client;
 pub(crate) mod connection_id;
+pub(crate) mod decoders;
 pub(crate) mod history;
 pub(crate) mod inflight;
+pub(crate) mod link;
 pub mod listener;
 pub(crate) mod log_ration;
+pub(crate) mod misses;
 pub(crate) mod offer;
 pub(crate) mod panics;
 pub mod policy;
@@ -39,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::nbd::limits::OWED_BYTES_MAX;
 use crate::server::activation::HandedOver;
 use crate::server::budget::Addresses;
+use crate::server::decoders::Decoders;
 use crate::server::inflight::Pool;
 use crate::server::listener::Listener;
 use crate::server::log_ration::LogRation;
@@ -190,8 +194,8 @@ pub(crate) struct Shared {
     pub(crate) inflight: Arc<Pool>,
     /// Turns for TLS handshakes.
     pub(crate) turns: Turns,
-    /// One permit for each read that may wait for storage or decode.
-    pub(crate) decoders: Arc<Semaphore>,
+    /// Threads for reads that may wait for storage, and for decoding on all cores.
+    pub(crate) decoders: Arc<Decoders>,
     pub(crate) started: SystemTime,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) roster: Roster,
@@ -287,7 +291,6 @@ impl Server {
             })?);
         }
         let connections = limits.connections_max.get().min(Semaphore::MAX_PERMITS);
-        let decoders = limits.decoders_max.get().min(Semaphore::MAX_PERMITS);
         let threads = tokio::runtime::Handle::current().metrics().num_workers();
         let shared = Shared {
             policy: watch::Sender::new(Arc::new(policy)),
@@ -297,7 +300,7 @@ impl Server {
             addresses: Arc::new(Addresses::new(limits.connections_per_address_max)),
             inflight: Arc::new(Pool::new(limits.inflight_bytes_max)),
             turns: Turns::new(threads),
-            decoders: Arc::new(Semaphore::new(decoders)),
+            decoders: Arc::new(Decoders::new(limits.decoders_max)),
             limits,
             started: SystemTime::now(),
             metrics: Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))),

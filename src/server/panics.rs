@@ -35,7 +35,8 @@ impl Future for Contained {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+/// What it says of itself.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

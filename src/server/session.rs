@@ -21,6 +21,7 @@ use crate::nbd::transmission::{self, Ending, Served};
 use crate::nbd::{Channel, Entered, ExportDirectory, Negotiation, Outbox, Progress, Upgrade};
 use crate::server::Shared;
 use crate::server::client::Client;
+use crate::server::misses::Panicked;
 use crate::server::offer::Offer;
 use crate::server::policy::{Certified, Policy, Shown, Tls, TlsMode, Withdrawn};
 use crate::server::refusal::{Reason, Refusal};
@@ -30,7 +31,7 @@ use crate::server::upgrade::{self, UpgradeError};
 use crate::tls::IdentityError;
 
 /// Room for what a client sends, in bytes: 146 requests.
-pub(crate) const INPUT_BYTES: usize = 4096;
+const INPUT_BYTES: usize = 4096;
 
 /// How long a client that waits for nothing is still listened to after the stop, so that what it
 /// asks meanwhile is answered with an error and not with a dead connection.
@@ -80,7 +81,7 @@ pub(crate) enum SessionError {
     Io(io::Error),
     /// A read panicked. That is a bug, and only this client is told.
     #[error("internal error: {0}")]
-    Panic(#[from] tokio::task::JoinError),
+    Panic(#[from] Panicked),
 }
 
 impl SessionError {

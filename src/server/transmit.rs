@@ -1,38 +1,30 @@
 //! Transmission with one client: between its socket, the state machine and the export.
 
-use std::io;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::{JoinError, JoinSet};
+use bytes::BytesMut;
 use tokio::time::{Instant, sleep_until};
-use tracing::Span;
 
 use crate::export::Export;
 use crate::metrics::{CacheOutcome, ExportMetrics};
 use crate::nbd::transmission::{Ending, Served};
-use crate::nbd::{
-    Described, Entered, Failure, Load, Loaded, Outbox, Piece, Read, ReadFailure, Status, Terms,
-    Transmission, Work,
-};
+use crate::nbd::{Entered, Outbox, Piece, Terms, Transmission, Work};
 use crate::server::Shared;
 use crate::server::client::Client;
-use crate::server::session::{INPUT_BYTES, STOP_GRACE, SessionError, Stream};
+use crate::server::inflight::Account;
+use crate::server::link::{Link, Moved};
+use crate::server::misses::{Done, Misses, Outcome, at_once};
+use crate::server::session::{STOP_GRACE, SessionError, Stream};
+use crate::snapshot::readahead::Step;
+use crate::snapshot::{Effort, Pattern, ReadAhead};
 
-/// Work that is done, and what the metrics want to know of it.
-struct Done {
-    outcome: Outcome,
-    cache: CacheOutcome,
-    took: Duration,
-}
+/// As many bytes of requests wait at most for those before them to be answered.
+const INPUT_BYTES_MAX: usize = 4096;
 
-enum Outcome {
-    Read(Read, Result<Vec<Piece>, ReadFailure>),
-    Load(Load, Result<Loaded, Failure>),
-    Status(Status, Result<Vec<Described>, Failure>),
-}
+/// Parts of a reply for which a client keeps memory while it is served.
+const PIECES_KEPT: usize = 8;
 
 /// From the first request to the last reply.
 pub(crate) async fn transmit(
@@ -65,63 +57,163 @@ async fn exchange(
     served: &mut Served,
 ) -> Result<Ending, SessionError> {
     let shared = counters.shared;
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut account = shared.inflight.open(shared.limits.owed_bytes_max);
-    let mut working = JoinSet::new();
-    // Enough to keep every decoder busy, and so few that clients take turns.
-    let working_max = shared.limits.decoders_max.get().saturating_mul(2);
+    let mut link = Link::new(stream);
+    let mut reader = Reader {
+        export,
+        account: shared.inflight.open(shared.limits.owed_bytes_max),
+        misses: Misses::new(export, &shared.decoders),
+        ahead: ReadAhead::default(),
+        has_fetched_ahead: false,
+        pieces: Vec::new(),
+    };
     let mut clock = Clock::new(shared.limits.idle_timeout);
+    let stopping = shared.stop.cancelled();
+    tokio::pin!(stopping);
     let mut stopped = None;
-    let mut unflushed = true;
     loop {
-        while working.len() < working_max {
-            session.allow(account.allowance(session.owed_bytes()));
-            let Some(work) = session.next_work(&mut input)? else { break };
-            match at_once(work, export) {
-                Ok(done) => take(session, done, counters),
-                Err(work) => {
-                    working.spawn(elsewhere(work, Arc::clone(export), shared));
-                }
-            }
+        while let Some(done) = reader.misses.next_finished() {
+            take(session, done?, counters);
         }
+        reader.take_requests(session, &mut input, counters)?;
+        reader.fetch_ahead(shared);
         counters.count(session.served(), served);
-        if session.is_over() && !unflushed {
+        let is_behind = link.is_behind(session.outbox());
+        if session.is_over() && !is_behind {
             return match session.ending() {
                 Some(Ending::Broken) => Err(SessionError::Broken),
                 ending => Ok(ending.unwrap_or(Ending::Finished)),
             };
         }
+        reader.misses.share();
         let wants_input =
-            session.wants_input() && working.len() < working_max && input.len() < INPUT_BYTES;
-        let unsent = unflushed || session.outbox().has_remaining();
+            session.wants_input() && reader.misses.has_room() && input.len() < INPUT_BYTES_MAX;
         let is_parting = stopped.filter(|_| session.ending().is_none() && session.is_idle());
-        input.reserve(INPUT_BYTES);
-        // Cancel-safe: bytes read stay in `input`, bytes written leave the outbox, and a write
-        // that was not flushed is remembered.
+        let is_working = !reader.misses.is_empty();
+        if !is_behind && !is_working {
+            session.rest();
+            reader.rest();
+            if input.is_empty() {
+                input = BytesMut::new();
+            }
+        }
+        let has_one_to_try = reader.misses.has_one_to_try();
+        // Cancel-safe: bytes read stay in `input`, bytes written leave the outbox.
         tokio::select! {
             biased;
-            () = shared.stop.cancelled(), if stopped.is_none() => {
+            () = &mut stopping, if stopped.is_none() => {
                 session.stop();
                 stopped = Some(Instant::now() + STOP_GRACE);
             }
-            Some(done) = working.join_next() => {
-                take(session, done??, counters);
-                clock.restart();
-            }
-            sent = send(&mut writer, session.outbox()), if unsent => {
-                unflushed = sent?;
-                clock.restart();
-            }
-            received = reader.read_buf(&mut input), if wants_input => {
-                if received? == 0 {
+            moved = poll_fn(|context| {
+                link.poll(context, session.outbox(), &mut input, wants_input)
+            }), if is_behind || wants_input => {
+                if moved? == Moved::Received(0) {
                     session.finish();
                 }
                 clock.restart();
             }
+            () = reader.misses.finished(), if is_working => clock.restart(),
+            () = std::future::ready(()), if has_one_to_try => {
+                if let Some(done) = reader.misses.try_one() {
+                    take(session, done, counters);
+                }
+                // Others have their turn after each.
+                tokio::task::yield_now().await;
+            }
             () = until(is_parting), if is_parting.is_some() => session.finish(),
-            () = until(clock.end), if clock.end.is_some() && working.is_empty() => {
+            () = until(clock.end), if clock.end.is_some() && !is_working => {
                 return Err(SessionError::Idle);
             }
+        }
+    }
+}
+
+/// From requests to what is done about them.
+struct Reader<'a> {
+    export: &'a Arc<Export>,
+    account: Account,
+    misses: Misses,
+    ahead: ReadAhead,
+    has_fetched_ahead: bool,
+    /// Parts of the reply that is made just now. Empty between replies.
+    pieces: Vec<Piece>,
+}
+
+impl Reader<'_> {
+    /// Answers what is in the cache, and begins what is not.
+    fn take_requests(
+        &mut self,
+        session: &mut Transmission,
+        input: &mut BytesMut,
+        counters: &Counters<'_>,
+    ) -> Result<(), SessionError> {
+        let mut began = None;
+        while self.misses.has_room() {
+            session.allow(self.account.allowance(session.owed_bytes()));
+            let Some(work) = session.next_work(input)? else { break };
+            let is_read = matches!(work, Work::Read(_));
+            let before = began.unwrap_or_else(Instant::now);
+            if let Some(work) = self.at_once(work, session) {
+                self.misses.begin(work, before);
+            } else if is_read {
+                let now = Instant::now();
+                counters.hit(now.saturating_duration_since(before));
+                began = Some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers something from the cache, or gives it back.
+    fn at_once(&mut self, work: Work, session: &mut Transmission) -> Option<Work> {
+        let (export, effort) = (self.export, Effort::Cached);
+        if let Work::Read(read) = work {
+            let (offset, length) = (read.offset, read.length);
+            if self.ahead.reads(offset, u64::from(length)) == Step::Jump {
+                self.forget_ahead();
+            }
+            let pattern = self.pattern();
+            if !export.read_at_once(offset, length, effort, pattern, &mut self.pieces) {
+                self.ahead.misses();
+                return Some(Work::Read(read));
+            }
+            session.reply_with(read, &mut self.pieces);
+            return None;
+        }
+        match at_once(work, export, effort) {
+            Ok(outcome) => {
+                answer(session, outcome);
+                None
+            }
+            Err(work) => Some(work),
+        }
+    }
+
+    fn pattern(&self) -> Pattern {
+        if self.ahead.is_sequential() { Pattern::Sequential } else { Pattern::Random }
+    }
+
+    fn forget_ahead(&mut self) {
+        if std::mem::take(&mut self.has_fetched_ahead) {
+            self.misses.forget_ahead();
+        }
+    }
+
+    /// Has fetched what the client will want next, if it reads in order.
+    fn fetch_ahead(&mut self, shared: &Shared) {
+        let (all, free) =
+            (shared.limits.connections_max.get(), shared.connections.available_permits());
+        let bytes_max = self.export.ahead_bytes_max(all.saturating_sub(free));
+        if let Some(range) = self.ahead.wants(self.export.info().size_bytes, bytes_max) {
+            self.has_fetched_ahead = true;
+            self.misses.fetch_ahead(range);
+        }
+    }
+
+    fn rest(&mut self) {
+        self.misses.rest();
+        if self.pieces.capacity() > PIECES_KEPT {
+            self.pieces = Vec::new();
         }
     }
 }
@@ -182,10 +274,16 @@ impl Counters<'_> {
         *before = now;
     }
 
-    fn took(&self, done: &Done) {
+    /// A read was answered from the cache.
+    fn hit(&self, took: Duration) {
+        self.shared.metrics.read_took(CacheOutcome::Hit, took, &self.client.id);
+    }
+
+    /// Something was answered that was not in the cache.
+    fn miss(&self, done: &Done) {
         let is_damage = match &done.outcome {
             Outcome::Read(_, outcome) => {
-                self.shared.metrics.read_took(done.cache, done.took, &self.client.id);
+                self.shared.metrics.read_took(CacheOutcome::Miss, done.took, &self.client.id);
                 outcome.as_ref().is_err_and(|failure| failure.is_damage)
             }
             Outcome::Load(_, outcome) => outcome.as_ref().is_err_and(|failure| failure.is_damage),
@@ -197,80 +295,15 @@ impl Counters<'_> {
     }
 }
 
-/// Does what needs no waiting, or gives it back.
-fn at_once(work: Work, export: &Export) -> Result<Done, Work> {
-    let began = Instant::now();
-    let outcome = match work {
-        Work::Read(read) => match export.read_cached(read.offset, read.length) {
-            Some(pieces) => Outcome::Read(read, Ok(pieces)),
-            None => return Err(Work::Read(read)),
-        },
-        Work::Load(load) => match export.load_cached(load.offset, load.length) {
-            Some(loaded) => Outcome::Load(load, Ok(loaded)),
-            None => return Err(Work::Load(load)),
-        },
-        Work::Status(_) => return Err(work),
-    };
-    Ok(Done { outcome, cache: CacheOutcome::Hit, took: began.elapsed() })
-}
-
-/// Does what may read storage and decode, where that stalls nobody, when a decoder is free.
-fn elsewhere(
-    work: Work,
-    export: Arc<Export>,
-    shared: &Shared,
-) -> impl Future<Output = Result<Done, JoinError>> + use<> {
-    let (began, span) = (Instant::now(), Span::current());
-    let decoders = Arc::clone(&shared.decoders);
-    async move {
-        // The semaphore is never closed; without a permit the read would only be less polite.
-        let permit = decoders.acquire_owned().await;
-        let work = move || {
-            let outcome = span.in_scope(|| perform(work, &export));
-            drop(permit);
-            outcome
-        };
-        let outcome = tokio::task::spawn_blocking(work).await?;
-        Ok(Done { outcome, cache: CacheOutcome::Miss, took: began.elapsed() })
-    }
-}
-
-fn perform(work: Work, export: &Export) -> Outcome {
-    match work {
-        Work::Read(read) => {
-            let outcome = export.read(read.offset, read.length);
-            Outcome::Read(read, outcome)
-        }
-        Work::Load(load) => {
-            let outcome = export.load(load.offset, load.length);
-            Outcome::Load(load, outcome)
-        }
-        Work::Status(status) => {
-            let Status { offset, length, contexts, extents_max, .. } = status;
-            let outcome = export.describe(offset, length, contexts, extents_max);
-            Outcome::Status(status, outcome)
-        }
-    }
-}
-
 fn take(session: &mut Transmission, done: Done, counters: &Counters<'_>) {
-    counters.took(&done);
-    match done.outcome {
+    counters.miss(&done);
+    answer(session, done.outcome);
+}
+
+fn answer(session: &mut Transmission, outcome: Outcome) {
+    match outcome {
         Outcome::Read(read, outcome) => session.reply(read, outcome),
         Outcome::Load(load, outcome) => session.loaded(load, outcome),
         Outcome::Status(status, outcome) => session.describe(status, outcome),
     }
-}
-
-/// Writes some of what is owed, or flushes when everything is written. Returns whether there is
-/// something to flush.
-async fn send(writer: &mut (impl AsyncWrite + Unpin), outbox: &mut Outbox) -> io::Result<bool> {
-    if !outbox.has_remaining() {
-        writer.flush().await?;
-        return Ok(false);
-    }
-    if writer.write_buf(outbox).await? == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    Ok(true)
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use quick_cache::sync::Cache as QuickCache;
+use quick_cache::sync::{Cache as QuickCache, GuardResult};
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 
 use crate::snapshot::format::Stream;
 use crate::snapshot::page::Page;
+use crate::snapshot::read::Pattern;
 
 /// Size of the cache where nothing else was asked for, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -148,8 +150,11 @@ impl Cache {
     }
 
     /// The block, if it is there. Whoever makes use of it says so: [`Cache::has_served`].
-    pub(crate) fn block(&self, key: &BlockKey) -> Option<Bytes> {
-        self.blocks.get(key)
+    pub(crate) fn block(&self, key: &BlockKey, pattern: Pattern) -> Option<Bytes> {
+        match pattern {
+            Pattern::Random => self.blocks.get(key),
+            Pattern::Sequential => self.blocks.peek(key),
+        }
     }
 
     /// The block, decoded by this call if it is not there. Waits for whoever decodes it already.
@@ -166,6 +171,29 @@ impl Cache {
         let counter = if is_there { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         block
+    }
+
+    /// As [`Cache::block_or_decode`], without waiting for anybody. `None` if somebody else decodes it
+    /// just now, or if this call cannot.
+    pub(crate) fn block_or_decode_at_once(
+        &self,
+        key: &BlockKey,
+        decode: impl FnOnce() -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        match self.blocks.get_value_or_guard(key, Some(Duration::ZERO)) {
+            GuardResult::Value(block) => {
+                self.has_served(1);
+                Some(block)
+            }
+            GuardResult::Guard(guard) => {
+                let block = decode()?;
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                // Refused if it was invalidated meanwhile, which nothing here does.
+                let _ = guard.insert(block.clone());
+                Some(block)
+            }
+            GuardResult::Timeout => None,
+        }
     }
 
     /// So many blocks that were there were of use.
@@ -247,14 +275,51 @@ mod tests {
         fill(&cache, 10, 65_536);
         fill(&cache, 3, 65_536);
         // To look is no use of it yet.
-        assert!(cache.block(&key(3)).is_some());
-        assert!(cache.block(&key(99)).is_none());
+        assert!(cache.block(&key(3), Pattern::Random).is_some());
+        assert!(cache.block(&key(99), Pattern::Random).is_none());
         cache.has_served(1);
         let statistics = cache.statistics();
         assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (4, 10, 0));
         assert_eq!(statistics.capacity_bytes, 8 << 20);
         fill(&cache, 1000, 65_536);
         assert!(cache.statistics().evictions > 800, "{:?}", cache.statistics());
+    }
+
+    /// Reads what many read, again and again, while somebody copies everything once in small reads.
+    /// Returns how much of the former had to be decoded again.
+    fn decoded_again(pattern: Pattern) -> u64 {
+        const HOT: u64 = 32;
+        let cache = Cache::new(8 << 20);
+        let touch = |offset, pattern| {
+            if cache.block(&key(offset), pattern).is_none() {
+                fill_one(&cache, offset);
+            }
+        };
+        let mut again = 0;
+        for copied in 0..2000 {
+            for _ in 0..16 {
+                touch(1000 + copied, pattern);
+            }
+            let before = cache.statistics().misses;
+            touch(copied % HOT, Pattern::Random);
+            if copied >= 2 * HOT {
+                again += cache.statistics().misses - before;
+            }
+        }
+        again
+    }
+
+    fn fill_one(cache: &Cache, offset: u64) {
+        let decode = || Ok::<_, std::convert::Infallible>(Bytes::from(vec![1; 65_536]));
+        cache.block_or_decode(&key(offset), decode).unwrap();
+    }
+
+    #[test]
+    fn who_copies_everything_does_not_drive_out_what_others_use() {
+        let (copied, browsed) =
+            (decoded_again(Pattern::Sequential), decoded_again(Pattern::Random));
+        assert!(copied <= 5, "{copied} of 1936 reads");
+        assert!(browsed > copied, "without it {browsed} of 1936 reads");
     }
 
     #[test]

@@ -152,28 +152,29 @@ impl Decoder {
     /// `logical_length` was checked against the limit before.
     pub(crate) fn decode(
         &self,
-        stored: Vec<u8>,
+        stored: &[u8],
         crc: u32,
         block_number: u64,
         logical_length: u32,
         expected: Option<Expected>,
     ) -> Result<Vec<u8>, Damage> {
-        let found = crc32fast::hash(&stored);
+        let found = crc32fast::hash(stored);
         if found != crc {
             return Err(Damage::Checksum { expected: crc, found });
         }
         if let Some(Expected::Stored(hash)) = expected
-            && *blake3::hash(&stored).as_bytes() != hash
+            && *blake3::hash(stored).as_bytes() != hash
         {
             return Err(Damage::StoredHash);
         }
-        let stored = match &self.encryptor {
-            Some(encryptor) => encryptor.decrypt(block_number, stored)?,
-            None => stored,
+        let decrypted = match &self.encryptor {
+            Some(encryptor) => Some(encryptor.decrypt(block_number, stored.to_vec())?),
+            None => None,
         };
+        let stored = decrypted.as_deref().unwrap_or(stored);
         // A fresh buffer, zeroed: a faulty decoder must not show what memory held before.
         let mut plain = vec![0; logical_length as usize];
-        self.compressor.decompress(&stored, &mut plain)?;
+        self.compressor.decompress(stored, &mut plain)?;
         if let Some(Expected::Plain(hash)) = expected
             && *blake3::hash(&plain).as_bytes() != hash
         {
@@ -197,7 +198,7 @@ mod tests {
         length: u32,
     ) -> Result<Vec<u8>, Damage> {
         let crc = crc32fast::hash(&stored);
-        Decoder::new(Box::new(compressor), None).decode(stored, crc, 0, length, None)
+        Decoder::new(Box::new(compressor), None).decode(&stored, crc, 0, length, None)
     }
 
     #[test]
@@ -239,7 +240,7 @@ mod tests {
         let decoder = Decoder::new(Box::new(Lz4Compressor::new()), None);
         let stored = lz4(b"hello");
         let crc = crc32fast::hash(&stored) ^ 1;
-        assert!(matches!(decoder.decode(stored, crc, 0, 5, None), Err(Damage::Checksum { .. })));
+        assert!(matches!(decoder.decode(&stored, crc, 0, 5, None), Err(Damage::Checksum { .. })));
     }
 
     #[test]

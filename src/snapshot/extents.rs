@@ -2,7 +2,6 @@
 //! what a reference into a parent means.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,8 +10,8 @@ use crate::snapshot::file::File;
 use crate::snapshot::format::index::PAGE_ENTRIES_MAX;
 use crate::snapshot::format::{FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
-use crate::snapshot::read::{Reach, Read, Stop};
-use crate::snapshot::reference::{COMPARISONS_MAX, Origin, Reference};
+use crate::snapshot::read::{Account, Read, Stop};
+use crate::snapshot::reference::{Origin, Reference};
 
 /// Most blocks that one question about extents looks at: 16 GiB of blocks of 64 KiB. What lies
 /// behind is for the next question, so that none takes long.
@@ -86,8 +85,8 @@ impl File {
     ) -> Result<Runs<'_>, Error> {
         let length = range.end.saturating_sub(range.start);
         let rest = self.check_range(stream, range.start, length)?;
-        let comparisons = Cell::new(COMPARISONS_MAX);
-        Ok(Runs { file: self, stream, rest, property, comparisons, blocks: 0, page: None })
+        let account = Account::new();
+        Ok(Runs { file: self, stream, rest, property, account, blocks: 0, page: None })
     }
 
     /// Whether [`Property::Shared`] can be asked: not of snapshots with so many blocks that the
@@ -150,8 +149,8 @@ impl SharedBlocks {
 #[derive(Debug, Clone, Copy)]
 struct Question<'a> {
     property: Property,
-    /// How many references may still be compared with ranges of parents.
-    comparisons: &'a Cell<u32>,
+    /// What it may still cost.
+    account: &'a Account,
 }
 
 /// The property of bytes from a position on, up to where it may be another one.
@@ -198,9 +197,9 @@ impl File {
         position: u64,
         question: Question<'_>,
     ) -> Result<Step, Error> {
-        let Question { property, comparisons } = question;
+        let Question { property, account } = question;
         let lost = || self.unresolvable("its parent is not open", stream, block);
-        let read = Read { reach: Reach::Storage, comparisons };
+        let read = Read::of_storage(account);
         let origin = self.origin(read, stream, block, reference).map_err(|stop| match stop {
             Stop::Failed(error) => error,
             Stop::Miss => lost(),
@@ -243,7 +242,7 @@ pub struct Runs<'a> {
     rest: Range<u64>,
     property: Property,
     /// For all of them together.
-    comparisons: Cell<u32>,
+    account: Account,
     /// How many blocks were looked at.
     blocks: u32,
     /// The page of the previous block, so that it is found once.
@@ -270,7 +269,7 @@ impl Runs<'_> {
         let wrong = || FormatError::Invalid { what: "sum of block lengths", offset };
         let block = block.ok_or_else(|| structure.error(wrong().into()))?;
         self.blocks = self.blocks.saturating_add(1);
-        let question = Question { property: self.property, comparisons: &self.comparisons };
+        let question = Question { property: self.property, account: &self.account };
         let step = self.file.step(self.stream, &block, position, question)?;
         Ok((step.end.max(position.saturating_add(1)).min(self.rest.end), step.value))
     }

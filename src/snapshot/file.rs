@@ -11,11 +11,13 @@ use crate::snapshot::content::{self, Content};
 use crate::snapshot::decode::{Compressor, Decoder, Encryptor};
 use crate::snapshot::error::{Damage, Error, ErrorKind};
 use crate::snapshot::extents::SharedBlocks;
+use crate::snapshot::fetch::Fetched;
 use crate::snapshot::format::index::{ENTRY_BYTES_WITH_HASH, Entry, EntryKind, PAGE_COUNT_BYTES};
 use crate::snapshot::format::{Family, FormatError, Stream};
 use crate::snapshot::hash_index::HashIndex;
 use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Expected, Page};
+use crate::snapshot::read::{Account, Pattern};
 use crate::snapshot::stream_size::{StreamSize, measure};
 use crate::snapshot::structure::{self, Structure};
 
@@ -79,6 +81,10 @@ impl File {
             main,
             auxiliary,
         }))
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
     }
 
     /// Size of a stream in bytes. 0 for a stream that the snapshot does not have.
@@ -204,8 +210,14 @@ impl File {
     }
 
     /// A block, if it is in the cache.
-    pub(crate) fn cached_block(&self, block: &Block) -> Option<Bytes> {
-        self.cache.block(&self.block_key(block)?)
+    pub(crate) fn cached_block(&self, pattern: Pattern, block: &Block) -> Option<Bytes> {
+        self.cache.block(&self.block_key(block)?, pattern)
+    }
+
+    /// What the cache may hold, in bytes.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.statistics().capacity_bytes
     }
 
     /// So many blocks that were in the cache were of use.
@@ -214,12 +226,37 @@ impl File {
     }
 
     /// A block that is stored.
-    pub(crate) fn block(&self, stream: Stream, block: &Block) -> Result<Bytes, Error> {
+    pub(crate) fn block(
+        &self,
+        account: &Account,
+        stream: Stream,
+        block: &Block,
+    ) -> Result<Bytes, Error> {
         let key = self
             .block_key(block)
             .ok_or_else(|| self.damaged(Damage::Entry("no stored bytes"), stream, block, 0))?;
         self.cache.block_or_decode(&key, || {
-            self.decode(stream, block, &key, || self.expected(stream, block))
+            let expected = || self.expected(stream, block);
+            self.decode(&mut account.fetched.borrow_mut(), stream, block, &key, expected)
+        })
+    }
+
+    /// Whether nothing but the stored bytes of a block is needed to decode it.
+    pub(crate) fn decodes_without_waiting(&self) -> bool {
+        self.check == Check::Crc && self.structure.manifest().is_none()
+    }
+
+    /// A block that is stored, if it can be decoded without waiting for storage or for somebody else. Only
+    /// of a file that [`File::decodes_without_waiting`].
+    pub(crate) fn block_at_once(&self, account: &Account, block: &Block) -> Option<Bytes> {
+        let key = self.block_key(block)?;
+        self.cache.block_or_decode_at_once(&key, || {
+            let mut fetched = account.fetched.borrow_mut();
+            let range = key.offset..key.offset.saturating_add(u64::from(key.length));
+            let stored = fetched.stored_at_once(self.id, self.structure.storage(), range)?;
+            let (crc, number) = (key.crc, block.number);
+            let plain = self.decoder.decode(stored, crc, number, key.logical_length, None);
+            plain.ok().map(Bytes::from)
         })
     }
 
@@ -245,20 +282,23 @@ impl File {
     /// Reads and decodes the stored bytes of a block, whatever the cache holds.
     fn decode(
         &self,
+        fetched: &mut Fetched,
         stream: Stream,
         block: &Block,
         key: &BlockKey,
         expected: impl FnOnce() -> Result<Option<Expected>, Error>,
     ) -> Result<Bytes, Error> {
-        let damaged = |damage| self.damaged(damage, stream, block, key.offset);
-        let length = u64::from(key.length);
-        let stored = structure::read(self.structure.storage(), "block", key.offset, length)
+        let (what, offset) = ("block", key.offset);
+        let range = offset..offset.saturating_add(u64::from(key.length));
+        let stored = fetched
+            .stored(self.id, self.structure.storage(), range)
+            .map_err(|source| ErrorKind::Read { what, offset, length: key.length as usize, source })
             .map_err(|kind| self.structure.error(kind))?;
         let expected = expected()?;
         self.decoder
             .decode(stored, key.crc, block.number, key.logical_length, expected)
             .map(Bytes::from)
-            .map_err(damaged)
+            .map_err(|damage| self.damaged(damage, stream, block, offset))
     }
 
     /// Checks everything that is known of a block, past the cache: what was decoded before says
@@ -286,7 +326,8 @@ impl File {
                     return Ok(());
                 };
                 let expected = signed.or_else(|| plain_hash(entry.hash));
-                self.decode(stream, &block, &key, || Ok(expected)).map(drop)
+                self.decode(&mut Fetched::default(), stream, &block, &key, || Ok(expected))
+                    .map(drop)
             }
             Ok(EntryKind::Data | EntryKind::Nothing | EntryKind::Sparse) => Ok(()),
             Ok(EntryKind::Parent) => {

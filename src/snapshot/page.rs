@@ -218,6 +218,29 @@ impl Page {
         self.ends.partition_point(|end| *end <= position)
     }
 
+    /// Where the stored bytes end that follow those of an entry without a gap, of blocks that begin before
+    /// `end` in the stream: at most so many behind `start`, where those of the entry begin.
+    pub(crate) fn stored_run(&self, at: usize, start: u64, end: u64, bytes_max: u64) -> u64 {
+        let blocks = self.contents.iter().zip(&self.ends).skip(at);
+        let mut run_end = start;
+        for (contents, block_end) in blocks {
+            // Whatever is not stored is beside the file's header, and so behind no other block.
+            if contents.offset == run_end {
+                let next = run_end.saturating_add(u64::from(contents.length));
+                if next.saturating_sub(start) > bytes_max {
+                    break;
+                }
+                run_end = next;
+            } else if contents.offset != ZEROS {
+                break;
+            }
+            if *block_end >= end {
+                break;
+            }
+        }
+        run_end
+    }
+
     /// The entry at a position that [`Page::find`] gave.
     pub(crate) fn block(&self, at: usize) -> Option<Block> {
         let end = *self.ends.get(at)?;

@@ -7,6 +7,9 @@ use bytes::Bytes;
 
 use crate::snapshot::page::Block;
 
+/// Parts up to so many bytes are copied into the replies that they become, and so not before.
+const COPIED_LATER_BYTES_MAX: usize = 16 * 1024;
+
 /// The part of a block that lies in a range.
 pub(crate) struct Part {
     pub(crate) range: Range<u64>,
@@ -28,14 +31,14 @@ impl Part {
 
     /// This part of the plain bytes of its block. It keeps the whole block in memory as long as it
     /// lives, so a short one is a copy: what waits for a client that takes nothing is then never
-    /// more than twice what it counts for.
+    /// more than twice what it counts for. The shortest are copied by whoever keeps them.
     pub(crate) fn of(&self, plain: &Bytes) -> Bytes {
         // A block was checked to have its length when it was decoded, and that fits a u32.
         let start = self.range.start.saturating_sub(self.block.range.start);
         let end = start.saturating_add(self.length());
         let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
         let part = plain.slice(index(start).min(plain.len())..index(end).min(plain.len()));
-        let is_short = part.len() < plain.len().div_ceil(2);
+        let is_short = part.len() < plain.len().div_ceil(2) && part.len() > COPIED_LATER_BYTES_MAX;
         if is_short { Bytes::copy_from_slice(&part) } else { part }
     }
 }

@@ -1,13 +1,14 @@
 //! Slices of a range of a stream, block by block and through parents.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::snapshot::error::{Damage, Error};
+use crate::snapshot::fetch::{Fetched, RUN_BYTES_MAX};
 use crate::snapshot::file::File;
 use crate::snapshot::format::{FormatError, Stream};
 use crate::snapshot::page::{Block, Contents, Page};
@@ -34,6 +35,25 @@ impl Slice {
     }
 }
 
+/// Takes the slices of a read, in order.
+pub trait Sink {
+    /// The next.
+    fn push(&mut self, slice: Slice);
+}
+
+impl Sink for Vec<Slice> {
+    fn push(&mut self, slice: Slice) {
+        Self::push(self, slice);
+    }
+}
+
+/// For those who do not want the bytes.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn push(&mut self, _: Slice) {}
+}
+
 /// A read that did not come to its end.
 #[derive(Debug)]
 pub struct Interrupted {
@@ -48,16 +68,93 @@ pub struct Interrupted {
 pub(crate) enum Reach {
     /// What is in the cache. Never waits.
     Cache,
-    /// May read storage and decode.
+    /// What can be decoded from the system's page cache beside that, up to a bound. Never waits.
+    PageCache,
+    /// May read storage, decode, and wait for others who do.
     Storage,
+}
+
+/// How much effort a read may cost that must not wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What is in the cache is handed out.
+    Cached,
+    /// Blocks that are not are decoded, a few, if the system has their stored bytes in memory.
+    Decode,
+}
+
+/// Whether a read says something of what will be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// What is read now is likely to be read again.
+    Random,
+    /// Everything is read in order. However often a block is touched by that, the cache takes it for one
+    /// that was never read, so that copies of whole disks do not drive out what others use.
+    Sequential,
+}
+
+/// Plain bytes of blocks that one read may decode where it must not wait: a few tens of microseconds.
+const DECODED_AT_ONCE_BYTES_MAX: u64 = 128 * 1024;
+
+/// What one read may still do and has done, in whatever snapshots of a chain.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// References that may be compared with ranges of parents.
+    comparisons: Cell<u32>,
+    /// Plain bytes that may be decoded at once.
+    at_once_bytes: Cell<u64>,
+    /// Blocks that were in the cache.
+    hits: Cell<usize>,
+    /// Stored bytes of neighbouring blocks.
+    pub(crate) fetched: RefCell<Fetched>,
+}
+
+impl Account {
+    pub(crate) fn new() -> Self {
+        Self {
+            comparisons: Cell::new(COMPARISONS_MAX),
+            at_once_bytes: Cell::new(DECODED_AT_ONCE_BYTES_MAX),
+            hits: Cell::new(0),
+            fetched: RefCell::default(),
+        }
+    }
+
+    /// Takes one of the comparisons, if there is one left.
+    pub(crate) fn compares(&self) -> bool {
+        let left = self.comparisons.get().checked_sub(1);
+        left.is_some_and(|left| {
+            self.comparisons.set(left);
+            true
+        })
+    }
+
+    /// Takes so many of the bytes that may be decoded at once, if there are enough left.
+    fn decodes_at_once(&self, bytes: u64) -> bool {
+        let left = self.at_once_bytes.get().checked_sub(bytes);
+        left.is_some_and(|left| {
+            self.at_once_bytes.set(left);
+            true
+        })
+    }
 }
 
 /// One read, in whatever snapshots of a chain it takes place.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Read<'a> {
     pub(crate) reach: Reach,
-    /// How many references may still be compared with ranges of parents.
-    pub(crate) comparisons: &'a Cell<u32>,
+    pub(crate) pattern: Pattern,
+    pub(crate) account: &'a Account,
+}
+
+impl<'a> Read<'a> {
+    /// One that may wait.
+    pub(crate) fn of_storage(account: &'a Account) -> Self {
+        Self { reach: Reach::Storage, pattern: Pattern::Random, account }
+    }
+
+    pub(crate) fn may_wait(self) -> bool {
+        self.reach == Reach::Storage
+    }
 }
 
 /// Why a read ended early.
@@ -119,7 +216,8 @@ impl File {
         length: u64,
     ) -> Result<Vec<Slice>, Interrupted> {
         let mut slices = Vec::new();
-        let read = Read { reach: Reach::Storage, comparisons: &Cell::new(COMPARISONS_MAX) };
+        let account = Account::new();
+        let read = Read::of_storage(&account);
         let outcome = self
             .check_range(stream, offset, length)
             .map_err(Stop::Failed)
@@ -134,13 +232,45 @@ impl File {
     /// As [`File::slices`], if everything is in the cache. Neither waits nor reads storage.
     #[must_use]
     pub fn cached_slices(&self, stream: Stream, offset: u64, length: u64) -> Option<Vec<Slice>> {
-        let range = self.check_range(stream, offset, length).ok()?;
         let mut slices = Vec::new();
-        let read = Read { reach: Reach::Cache, comparisons: &Cell::new(0) };
-        self.collect(read, stream, range, &mut slices).ok()?;
-        let blocks = slices.iter().filter(|slice| matches!(slice, Slice::Data(_))).count();
-        self.has_served_from_cache(blocks);
-        Some(slices)
+        let (effort, pattern) = (Effort::Cached, Pattern::Random);
+        let is_whole = self.slices_at_once(stream, offset, length, effort, pattern, &mut slices);
+        is_whole.then_some(slices)
+    }
+
+    /// As [`File::slices`], if that can be had without waiting. Otherwise `false`, and what was pushed is
+    /// not all of it. Whatever is wrong is told by [`File::slices`].
+    pub fn slices_at_once(
+        &self,
+        stream: Stream,
+        offset: u64,
+        length: u64,
+        effort: Effort,
+        pattern: Pattern,
+        slices: &mut dyn Sink,
+    ) -> bool {
+        let Ok(range) = self.check_range(stream, offset, length) else { return false };
+        let account = Account::new();
+        let reach = match effort {
+            Effort::Cached => Reach::Cache,
+            Effort::Decode => Reach::PageCache,
+        };
+        let read = Read { reach, pattern, account: &account };
+        let is_whole = self.collect(read, stream, range, slices).is_ok();
+        if is_whole {
+            self.has_served_from_cache(account.hits.get());
+        }
+        is_whole
+    }
+
+    /// Sees that a range is in the cache, as far as it lies in the stream. May read storage and decode. What
+    /// is wrong with it is told to those who read it.
+    pub fn fetch(&self, stream: Stream, range: Range<u64>) {
+        let end = range.end.min(self.size(stream));
+        let account = Account::new();
+        let read = Read { pattern: Pattern::Sequential, ..Read::of_storage(&account) };
+        // A damaged block ends it: whoever reads in order will not come further either.
+        let _ = self.collect(read, stream, range.start.min(end)..end, &mut Nowhere);
     }
 
     /// Appends the slices of a range that was checked. Those before a failure stay.
@@ -149,7 +279,7 @@ impl File {
         read: Read<'_>,
         stream: Stream,
         range: Range<u64>,
-        slices: &mut Vec<Slice>,
+        slices: &mut dyn Sink,
     ) -> Result<(), Stop> {
         let blocks_end = self.stream_size(stream).blocks_end;
         let mut position = range.start;
@@ -167,6 +297,9 @@ impl File {
             {
                 let end = block.range.end.min(range.end);
                 if position < end {
+                    if read.may_wait() {
+                        self.expect_neighbours(read.account, &page, at, &block, range.end);
+                    }
                     self.push_part(read, stream, &Part { range: position..end, block }, slices)?;
                     position = end;
                 }
@@ -181,12 +314,30 @@ impl File {
         Ok(())
     }
 
+    /// Sees that blocks which lie beside each other in the file are fetched with one read.
+    fn expect_neighbours(
+        &self,
+        account: &Account,
+        page: &Page,
+        at: usize,
+        block: &Block,
+        end: u64,
+    ) {
+        let Contents::Stored { offset, length, .. } = block.contents else { return };
+        let mut fetched = account.fetched.borrow_mut();
+        let stored = offset..offset.saturating_add(u64::from(length));
+        if !fetched.expects(self.id(), &stored) {
+            let run_end = page.stored_run(at, offset, end, RUN_BYTES_MAX);
+            fetched.expect(self.id(), offset..run_end.max(stored.end));
+        }
+    }
+
     pub(crate) fn push_part(
         &self,
         read: Read<'_>,
         stream: Stream,
         part: &Part,
-        slices: &mut Vec<Slice>,
+        slices: &mut dyn Sink,
     ) -> Result<(), Stop> {
         match &part.block.contents {
             Contents::Zeros => slices.push(Slice::Zeros(part.length())),
@@ -213,7 +364,7 @@ impl File {
         stream: Stream,
         part: &Part,
         reference: &Reference,
-        slices: &mut Vec<Slice>,
+        slices: &mut dyn Sink,
     ) -> Result<(), Stop> {
         let lost = || self.unresolvable("its parent is not open", stream, &part.block);
         match self.origin(read, stream, &part.block, reference)? {
@@ -246,15 +397,27 @@ impl File {
         page: usize,
     ) -> Result<Arc<Page>, Stop> {
         match read.reach {
-            Reach::Cache => self.cached_page(stream, page).ok_or(Stop::Miss),
+            // A page describes thousands of blocks, and takes as long to decode as ten of them.
+            Reach::Cache | Reach::PageCache => self.cached_page(stream, page).ok_or(Stop::Miss),
             Reach::Storage => Ok(self.page(stream, page)?),
         }
     }
 
     fn block_in_reach(&self, read: Read<'_>, stream: Stream, block: &Block) -> Result<Bytes, Stop> {
         match read.reach {
-            Reach::Cache => self.cached_block(block).ok_or(Stop::Miss),
-            Reach::Storage => Ok(self.block(stream, block)?),
+            Reach::Storage => Ok(self.block(read.account, stream, block)?),
+            Reach::Cache | Reach::PageCache => {
+                if let Some(plain) = self.cached_block(read.pattern, block) {
+                    read.account.hits.set(read.account.hits.get().saturating_add(1));
+                    return Ok(plain);
+                }
+                let bytes = u64::from(block.logical_length());
+                let may_decode = read.reach == Reach::PageCache
+                    && self.decodes_without_waiting()
+                    && read.account.decodes_at_once(bytes);
+                let plain = may_decode.then(|| self.block_at_once(read.account, block)).flatten();
+                plain.ok_or(Stop::Miss)
+            }
         }
     }
 

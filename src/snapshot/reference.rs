@@ -4,7 +4,6 @@
 //! which. What does not resolve is an error: zeros or bytes of another place would be invented.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -14,7 +13,7 @@ use crate::snapshot::file::File;
 use crate::snapshot::format::{Family, Stream};
 use crate::snapshot::page::Block;
 use crate::snapshot::part::Part;
-use crate::snapshot::read::{Reach, Read, Slice, Stop};
+use crate::snapshot::read::{Account, Read, Slice, Stop};
 
 /// An entry of an index page that refers to a parent.
 #[derive(Debug)]
@@ -81,16 +80,16 @@ impl File {
         if let Some(origin) = reference.origin.get() {
             return Ok(origin);
         }
-        if read.reach == Reach::Cache {
+        if !read.may_wait() {
             return Err(Stop::Miss);
         }
-        let origin = self.resolve(read.comparisons, stream, block, &reference.hash)?;
+        let origin = self.resolve(read.account, stream, block, &reference.hash)?;
         Ok(reference.origin.get_or_init(|| origin))
     }
 
     fn resolve(
         &self,
-        comparisons: &Cell<u32>,
+        account: &Account,
         stream: Stream,
         block: &Block,
         hash: &[u8; 32],
@@ -104,7 +103,7 @@ impl File {
         if let Some(origin) = self.by_content(block, hash)? {
             return Ok(origin);
         }
-        if let Some(origin) = self.by_comparison(comparisons, stream, block, hash)? {
+        if let Some(origin) = self.by_comparison(account, stream, block, hash)? {
             return Ok(origin);
         }
         Ok(Origin::Nowhere("no parent has bytes of its hash"))
@@ -165,7 +164,7 @@ impl File {
     /// The same place of a parent, if its bytes have the hash.
     fn by_comparison(
         &self,
-        comparisons: &Cell<u32>,
+        account: &Account,
         stream: Stream,
         block: &Block,
         hash: &[u8; 32],
@@ -176,12 +175,11 @@ impl File {
             if start >= end {
                 continue;
             }
-            let Some(left) = comparisons.get().checked_sub(1) else {
+            if !account.compares() {
                 return Err(self.unresolvable("too many of them in one read", stream, block));
-            };
-            comparisons.set(left);
+            }
             let mut slices = Vec::new();
-            let read = Read { reach: Reach::Storage, comparisons };
+            let read = Read::of_storage(account);
             match parent.collect(read, stream, start..end, &mut slices) {
                 Ok(()) => {}
                 // Another parent may have the bytes.
@@ -212,7 +210,7 @@ impl File {
         if reference.is_proven.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        if read.reach == Reach::Cache {
+        if !read.may_wait() {
             return Err(Stop::Miss);
         }
         let mut whole = Vec::new();

@@ -1,13 +1,13 @@
 //! A snapshot in a local file or on a block device.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::snapshot::error::{Error, ErrorKind};
 use crate::snapshot::storage::{Identity, StorageBackend};
@@ -87,6 +87,15 @@ impl StorageBackend for FileBackend {
         self.file.read_exact_at(buffer, offset)
     }
 
+    /// `RWF_NOWAIT`: what is in the page cache, or nothing. File systems that do not know it say so, and
+    /// then nothing is.
+    fn read_resident_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let wanted = buffer.len();
+        let buffers = &mut [IoSliceMut::new(buffer)];
+        let read = rustix::io::preadv2(&self.file, buffers, offset, ReadWriteFlags::NOWAIT);
+        read.is_ok_and(|read| read == wanted)
+    }
+
     fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -145,6 +154,19 @@ mod tests {
         ));
         let error = FileBackend::new(&missing).unwrap_err();
         assert!(error.to_string().contains("missing.hxz"), "{error}");
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_without_waiting_or_not_at_all() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"in the page cache").unwrap();
+        let backend = FileBackend::new(file.path()).unwrap();
+        let mut bytes = [0; 4];
+        // Some file systems cannot tell.
+        if backend.read_resident_at(7, &mut bytes) {
+            assert_eq!(&bytes, b"page");
+        }
+        assert!(!backend.read_resident_at(14, &mut bytes), "there are but three bytes");
     }
 
     #[test]

@@ -31,6 +31,10 @@ impl StorageBackend for MemoryBackend {
         Ok(())
     }
 
+    fn read_resident_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.read_exact_at(offset, buffer).is_ok()
+    }
+
     fn bytes(&self) -> u64 {
         self.contents.len() as u64
     }

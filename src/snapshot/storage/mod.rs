@@ -28,6 +28,13 @@ pub trait StorageBackend: Send + Sync + Debug {
     /// Whatever the storage reports. Nothing may be concluded from the contents of `buffer` then.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
+    /// Fills `buffer` as [`StorageBackend::read_exact_at`] does, if that is sure not to wait, and says
+    /// whether it did. A storage that cannot tell never does.
+    fn read_resident_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let (_, _) = (offset, buffer);
+        false
+    }
+
     /// Length in bytes when the storage was opened.
     fn bytes(&self) -> u64;
 

@@ -178,7 +178,7 @@ impl Base {
         let storage = self.structure.storage();
         let stored = structure::read(storage, "block", offset, u64::from(length)).ok()?;
         // Without encryption the number of the block does not matter.
-        self.decoder.decode(stored, crc, 0, logical_length, None).ok()
+        self.decoder.decode(&stored, crc, 0, logical_length, None).ok()
     }
 
     pub(super) fn error(&self, kind: ErrorKind) -> Error {
