@@ -9,7 +9,6 @@
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,9 +20,8 @@ use hexz_nbd::export::{Catalogue, Export, ExportSettings};
 use hexz_nbd::nbd::{Contexts, Outbox, Piece, Replies, Terms, Transmission, Work};
 use hexz_nbd::server::{Access, Endpoint, ExportAccess, Insecure, Limits, Policy, Server};
 use hexz_nbd::server::{Tls, TlsMode};
-use hexz_nbd::snapshot::write::{self, BlockSize, Cut, Method, Settings, Source, ZstdLevel};
-use hexz_nbd::snapshot::{Cache, Check, Compressor, File, FileBackend, Lz4Compressor, OpenOptions};
-use hexz_nbd::snapshot::{Stream, ZstdCompressor};
+use hexz_nbd::snapshot::write::{Method, ZstdLevel};
+use hexz_nbd::snapshot::{Check, Compressor, File, Lz4Compressor, Stream, ZstdCompressor};
 use hexz_nbd::tls::issue::{Authority, Client, Validity};
 use hexz_nbd::tls::{ClientAuth, Material, MinVersion, ServerFiles, Sources, TlsConfig};
 use rustls::pki_types::PrivateKeyDer;
@@ -31,36 +29,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection};
 use tokio_util::sync::CancellationToken;
 
-const BLOCK: usize = 64 * 1024;
+use crate::support::{BLOCK, image, open, open_checked, pack, request};
+
+mod support;
+
 const IMAGE_BYTES: usize = 64 << 20;
 
 criterion_group!(layers, snapshot, nbd, server, tls);
 criterion_main!(layers);
-
-/// Phrases from a small vocabulary between noise: compresses about as well as a system image.
-fn image() -> Vec<u8> {
-    const PHRASE: usize = 40;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let vocabulary: Vec<u8> = (0..256).flat_map(|_| random().to_le_bytes()).collect();
-    let mut image = Vec::with_capacity(IMAGE_BYTES + PHRASE);
-    while image.len() < IMAGE_BYTES {
-        let draw = random();
-        if draw & 1 == 0 {
-            let start = usize::try_from(draw >> 32).unwrap() % (vocabulary.len() - PHRASE);
-            image.extend_from_slice(&vocabulary[start..start + PHRASE]);
-        } else {
-            image.extend((0..4).flat_map(|_| random().to_le_bytes()));
-        }
-    }
-    image.truncate(IMAGE_BYTES);
-    image
-}
 
 struct Snapshots {
     _directory: tempfile::TempDir,
@@ -70,40 +46,15 @@ struct Snapshots {
 
 fn snapshots() -> Snapshots {
     let directory = tempfile::tempdir().unwrap();
-    let raw = directory.path().join("image");
-    std::fs::write(&raw, image()).unwrap();
-    let pack = |name: &str, method| {
-        let path = directory.path().join(name);
-        let settings = Settings {
-            method,
-            cut: Cut::Blocks(BlockSize::new(BLOCK as u64).unwrap()),
-            threads: NonZeroUsize::new(2).unwrap(),
-            replace: false,
-            base: None,
-            passphrase: None,
-        };
-        let source = Source::open(&raw).unwrap();
-        write::write(&source, &path, &settings, &AtomicBool::new(false), &|_| {}).unwrap();
-        path
-    };
-    let lz4 = pack("lz4.hxz", Method::Lz4);
-    let zstd = pack("zstd.hxz", Method::Zstd(ZstdLevel::DEFAULT));
+    let image = image(IMAGE_BYTES);
+    let lz4 = pack(directory.path(), "lz4.hxz", &image, Method::Lz4);
+    let zstd = pack(directory.path(), "zstd.hxz", &image, Method::Zstd(ZstdLevel::DEFAULT));
     Snapshots { _directory: directory, lz4, zstd }
-}
-
-fn open(path: &Path, cache_bytes: u64) -> Arc<File> {
-    open_checked(path, cache_bytes, Check::Crc)
-}
-
-fn open_checked(path: &Path, cache_bytes: u64, check: Check) -> Arc<File> {
-    let cache = Arc::new(Cache::new(cache_bytes));
-    let options = OpenOptions { cache, check, ..OpenOptions::default() };
-    File::open_with(Arc::new(FileBackend::new(path).unwrap()), options).unwrap()
 }
 
 fn snapshot(criterion: &mut Criterion) {
     let files = snapshots();
-    let plain = image()[..BLOCK].to_vec();
+    let plain = image(BLOCK);
     let mut group = criterion.benchmark_group("snapshot");
 
     let file = open(&files.lz4, 256 << 20);
@@ -367,10 +318,4 @@ fn read(client: &mut TcpStream, offset: u64, length: u32) {
     let mut reply = vec![0; 16 + length as usize];
     client.read_exact(&mut reply).unwrap();
     assert_eq!(reply[..8], 0x6744_6698_0000_0000_u64.to_be_bytes());
-}
-
-fn request(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
-    let magic = 0x2560_9513_0000_0000_u64;
-    let words = [magic, cookie, offset].map(u64::to_be_bytes).concat();
-    [&words[..], &length.to_be_bytes()].concat()
 }

@@ -21,6 +21,7 @@ use std::{fmt, io};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
+mod boot;
 mod connect;
 mod digest;
 mod hold;
@@ -49,6 +50,8 @@ enum Action {
     Read(read::Settings),
     /// Connect, open the export and disconnect, over and over.
     Connect(connect::Settings),
+    /// Be many machines that boot from one image at the same time.
+    Boot(boot::Settings),
     /// Read everything and print a digest of it.
     Digest(digest::Settings),
     /// Open connections and keep them until standard input ends.
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
     let printed = match Command::parse().action {
         Action::Read(settings) => read::run(&settings),
         Action::Connect(settings) => connect::run(&settings),
+        Action::Boot(settings) => boot::run(&settings),
         Action::Digest(settings) => digest::run(&settings),
         Action::Hold(settings) => hold::run(&settings),
         Action::Start(settings) => start::run(&settings),

@@ -12,6 +12,7 @@ use crate::snapshot::format::{HEADER_BYTES, Header};
 use crate::snapshot::write::compress::{Contents, PackedBlock};
 use crate::snapshot::write::error::ErrorKind;
 use crate::snapshot::write::known::{Known, Stored};
+use crate::snapshot::write::writeback::Writeback;
 use crate::snapshot::write::{Summary, check_block_count};
 
 /// Blocks of a few KiB are gathered into one system call.
@@ -21,6 +22,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(super) struct Body<'a> {
     file: &'a File,
     writer: BufWriter<&'a File>,
+    writeback: Writeback,
     known: &'a Known,
     /// Where the next byte goes.
     offset: u64,
@@ -34,12 +36,17 @@ pub(super) struct Body<'a> {
 
 impl<'a> Body<'a> {
     /// Leaves the header area zero: whoever finds the file unfinished sees that it is.
-    pub(super) fn begin(mut file: &'a File, known: &'a Known) -> Result<Self, ErrorKind> {
+    pub(super) fn begin(
+        mut file: &'a File,
+        writeback: Writeback,
+        known: &'a Known,
+    ) -> Result<Self, ErrorKind> {
         let offset = HEADER_BYTES;
         file.seek(SeekFrom::Start(offset)).map_err(|source| ErrorKind::Write { offset, source })?;
         Ok(Self {
             file,
             writer: BufWriter::with_capacity(BUFFER_BYTES, file),
+            writeback,
             known,
             offset,
             entries: Vec::new(),
@@ -137,7 +144,7 @@ impl<'a> Body<'a> {
         let offset = self.offset;
         self.writer.write_all(bytes).map_err(|source| ErrorKind::Write { offset, source })?;
         add(&mut self.offset, bytes.len() as u64);
-        Ok(())
+        self.writeback.wrote(bytes.len())
     }
 }
 

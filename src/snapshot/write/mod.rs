@@ -14,6 +14,7 @@ pub mod error;
 mod known;
 mod pipeline;
 pub mod source;
+mod writeback;
 
 pub use self::base::Base;
 pub use self::cut::{BlockSize, Chunking, Cut};
@@ -142,37 +143,39 @@ pub fn write(
     });
 
     let temporary = Temporary::beside(destination).map_err(written)?;
-    let known = Known::default();
-    let mut body = Body::begin(temporary.file(), &known).map_err(written)?;
-    // No more than there is work for.
-    let threads = usize::try_from(cut::batches_max(image_bytes, settings.cut))
-        .map_or(settings.threads.get(), |batches| batches.min(settings.threads.get()));
-    let workers = (0..threads)
-        .map(|_| Worker::new(source, &known, cipher.as_ref(), settings))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|kind| source.error(kind))?;
-    pipeline::in_order(
-        Batches::new(source, settings.cut),
-        workers
-            .into_iter()
-            .map(|mut worker| move |batch: Result<Batch, _>| worker.pack(&batch?))
-            .collect(),
-        |cause| source.error(ErrorKind::Thread(cause)),
-        |blocks| {
-            if stop.load(Ordering::Relaxed) {
-                return Err(written(ErrorKind::Interrupted));
-            }
-            let blocks = blocks.map_err(|kind| source.error(kind))?;
-            let plain_bytes = blocks.iter().map(|block| u64::from(block.plain_bytes)).sum();
-            for block in blocks {
-                body.push(block).map_err(written)?;
-            }
-            progress(plain_bytes);
-            Ok(())
-        },
-    )?;
-    source.check_size().map_err(|kind| source.error(kind))?;
-    let mut summary = body.finish(header).map_err(written)?;
+    let mut summary = writeback::while_writing(temporary.file(), written, |writeback| {
+        let known = Known::default();
+        let mut body = Body::begin(temporary.file(), writeback, &known).map_err(written)?;
+        // No more than there is work for.
+        let threads = usize::try_from(cut::batches_max(image_bytes, settings.cut))
+            .map_or(settings.threads.get(), |batches| batches.min(settings.threads.get()));
+        let workers = (0..threads)
+            .map(|_| Worker::new(source, &known, cipher.as_ref(), settings))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|kind| source.error(kind))?;
+        pipeline::in_order(
+            Batches::new(source, settings.cut),
+            workers
+                .into_iter()
+                .map(|mut worker| move |batch: Result<Batch, _>| worker.pack(&batch?))
+                .collect(),
+            |cause| source.error(ErrorKind::Thread(cause)),
+            |blocks| {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(written(ErrorKind::Interrupted));
+                }
+                let blocks = blocks.map_err(|kind| source.error(kind))?;
+                let plain_bytes = blocks.iter().map(|block| u64::from(block.plain_bytes)).sum();
+                for block in blocks {
+                    body.push(block).map_err(written)?;
+                }
+                progress(plain_bytes);
+                Ok(())
+            },
+        )?;
+        source.check_size().map_err(|kind| source.error(kind))?;
+        body.finish(header).map_err(written)
+    })?;
     summary.base_blocks_damaged = settings.base.map_or(0, Base::damaged_blocks);
     temporary.publish(destination, settings.replace).map_err(written)?;
     Ok(summary)
