@@ -239,7 +239,8 @@ impl<'a> Session<'a> {
         }
         let outcome = match (chosen, tls) {
             (Ok(Chosen::StartTls(upgrade)), Some(tls)) => {
-                return self.in_tls(stream, input, upgrade, &tls).await;
+                // In a box of its own: clients without TLS keep no room for it.
+                return Box::pin(self.in_tls(stream, input, upgrade, &tls)).await;
             }
             (Ok(Chosen::Export(entered, outbox)), _) => {
                 self.read(&mut stream, input, outbox, entered, shown).await

@@ -27,7 +27,7 @@ const EINVAL: u32 = 22;
 async fn what_clients_asked_for_is_what_the_metrics_say() {
     let damaged = fixtures::path("h-flip-block.hxz");
     let good = fixtures::path("v082-lz4-aux.hxz");
-    let watched = Watched::start(&[text(&good), text(&damaged)]);
+    let watched = Watched::start(&["--cache-size=256MiB", text(&good), text(&damaged)]);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watched.process.port()));
     watched.wait_for("hexz_nbd_connections{state=\"transmission\"}", 0.0);
 
