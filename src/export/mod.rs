@@ -278,11 +278,11 @@ impl Export {
         }
     }
 
-    /// How far a client of so many may be read ahead of, in bytes: all of them together by a quarter of the
+    /// How far a client of so many may be read ahead of, in bytes: all of them together by an eighth of the
     /// cache, or what is read ahead for one would drive out what was for another.
     #[must_use]
     pub fn ahead_bytes_max(&self, clients: usize) -> u64 {
-        const SHARE: u64 = 4;
+        const SHARE: u64 = 8;
         let all = self.file.cache_bytes() / SHARE;
         all.checked_div(clients.max(1) as u64).unwrap_or(all)
     }

@@ -8,9 +8,6 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Sizes between a power of two and the next: what is wasted is an eighth at most.
-const STEPS: u32 = 8;
-
 /// The smallest size, in bytes.
 const BYTES_MIN: usize = 64;
 
@@ -37,8 +34,8 @@ pub(crate) struct Room {
 /// What a block of a length takes, in bytes.
 pub(crate) fn room_bytes(length: usize) -> usize {
     let length = length.max(BYTES_MIN);
-    let step =
-        length.checked_next_power_of_two().map_or(1, |power| (power / 2 / STEPS as usize).max(1));
+    // Eight sizes between a power of two and the next: an eighth is wasted at most.
+    let step = length.checked_next_power_of_two().map_or(1, |power| (power / 16).max(1));
     length.checked_next_multiple_of(step).unwrap_or(length)
 }
 
