@@ -106,7 +106,7 @@ fn main() {
             }
         }
         ["--snapshots", directory] => make_snapshots(Path::new(directory)),
-        [name, directory] => {
+        [name, directory] if !name.starts_with("--") => {
             let case = CASES.iter().find(|case| case.name == *name);
             let case = case.unwrap_or_else(|| panic!("no case {name:?}: see --list"));
             let mut work = (case.prepare)(Path::new(directory));
