@@ -1,4 +1,4 @@
-"""What is measured, and how good it has to be: data, in one place. The rows are those of issue 7."""
+"""What is measured, and how good it has to be: data, in one place."""
 
 import dataclasses
 
