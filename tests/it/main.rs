@@ -38,6 +38,7 @@ mod pack_base;
 mod pack_encrypt;
 mod panics;
 mod protocol_table;
+mod readahead;
 mod readme;
 mod reload;
 mod service;
