@@ -14,8 +14,10 @@ use std::sync::Arc;
 
 use crate::export::extents::CONTEXT_NAMES;
 use crate::export::partition::Partition;
+use crate::nbd::outbox::COPIED_BYTES_MAX;
 use crate::nbd::wire::Errno;
 use crate::nbd::{ExportInfo, Failure, Loaded, NegotiatedExport, Piece, ReadFailure};
+use crate::snapshot::part::COPIED_LATER_BYTES_MAX;
 use crate::snapshot::{
     Content, Effort, Error, ErrorKind, File, Interrupted, Pattern, Sink, Slice, Stream,
 };
@@ -356,6 +358,9 @@ fn loaded(pieces: &[Piece]) -> Loaded {
     let is_hole = pieces.iter().all(|piece| matches!(piece, Piece::Zeros(_)));
     if is_hole { Loaded::Zeros } else { Loaded::Data }
 }
+
+// What a snapshot leaves to be copied, replies copy: else it would keep a block in memory.
+const _: () = assert!(COPIED_LATER_BYTES_MAX <= COPIED_BYTES_MAX);
 
 /// Slices of a snapshot, as parts of a reply.
 struct Pieces<'a>(&'a mut Vec<Piece>);

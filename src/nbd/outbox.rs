@@ -14,7 +14,11 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Pieces up to this length are copied behind the header before them. That costs less than a vector of
 /// their own, and they keep no block in memory while they wait for the client.
-const COPIED_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const COPIED_BYTES_MAX: usize = 16 * 1024;
+
+/// Copied bytes in one piece of memory, about. It grows by doubling, so without an end to that a client would
+/// cost twice what it is owed.
+const COPIES_BYTES_MAX: usize = 64 * 1024;
 
 /// A queue of bytes on their way out. Slices of blocks are kept as they are, never copied; zeros
 /// take no memory.
@@ -56,7 +60,12 @@ impl Outbox {
     /// Appends a part of a reply.
     pub fn push(&mut self, piece: Piece) {
         match piece {
-            Piece::Data(data) if data.len() <= COPIED_BYTES_MAX => self.push_copy(&data),
+            Piece::Data(data) if data.len() <= COPIED_BYTES_MAX => {
+                if self.small.len().saturating_add(data.len()) > COPIES_BYTES_MAX {
+                    self.seal();
+                }
+                self.push_copy(&data);
+            }
             // There would be nothing to write while there is something to send.
             Piece::Zeros(0) => {}
             Piece::Data(_) | Piece::Zeros(_) => {
@@ -237,6 +246,19 @@ mod tests {
         assert_eq!(outbox.copy_to_bytes(COPIED_BYTES_MAX), block.slice(..COPIED_BYTES_MAX));
         outbox.push(Piece::Data(block.slice(..=COPIED_BYTES_MAX)));
         assert!(!block.is_unique());
+    }
+
+    #[test]
+    fn many_short_pieces_take_little_more_memory_than_they_count() {
+        let block = Bytes::from(vec![7; 5000]);
+        let mut outbox = Outbox::default();
+        for _ in 0..2000 {
+            outbox.push(Piece::Data(block.clone()));
+        }
+        assert!(outbox.small.capacity() <= 2 * COPIES_BYTES_MAX, "{}", outbox.small.capacity());
+        assert!(outbox.pieces.iter().all(|piece| piece.bytes() <= COPIES_BYTES_MAX as u64));
+        let sent = outbox.copy_to_bytes(outbox.remaining());
+        assert!(sent.len() == 10_000_000 && sent.iter().all(|byte| *byte == 7));
     }
 
     #[test]

@@ -81,7 +81,8 @@ pub struct Limits {
     /// The same of all clients together. Each may have one part of a read on its way beyond it,
     /// [`PART_BYTES`](crate::nbd::limits::PART_BYTES) at most.
     pub inflight_bytes_max: u64,
-    /// Reads that wait for storage or decode at the same time, for all clients together.
+    /// Threads that wait for storage and decode, for all clients together. What needs no waiting is decoded
+    /// beside them, on the thread that the client's socket is on.
     pub decoders_max: NonZeroUsize,
     /// From the wish to stop until connections are cut.
     pub drain_timeout: Duration,

@@ -70,9 +70,17 @@ async fn exchange(
     let stopping = shared.stop.cancelled();
     tokio::pin!(stopping);
     let mut stopped = None;
+    // Whether the client was served while something waited to be tried: a client that always has requests in
+    // the cache on their way would else never get the one that is not.
+    let mut has_passed_over = false;
     loop {
         while let Some(done) = reader.misses.next_finished() {
             take(session, done?, counters);
+        }
+        if std::mem::take(&mut has_passed_over)
+            && let Some(done) = reader.misses.try_one()
+        {
+            take(session, done, counters);
         }
         reader.take_requests(session, &mut input, counters)?;
         reader.fetch_ahead(shared);
@@ -110,6 +118,7 @@ async fn exchange(
                 if moved? == Moved::Received(0) {
                     session.finish();
                 }
+                has_passed_over = has_one_to_try;
                 clock.restart();
             }
             () = reader.misses.finished(), if is_working => clock.restart(),

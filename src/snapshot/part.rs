@@ -8,7 +8,10 @@ use bytes::Bytes;
 use crate::snapshot::page::Block;
 
 /// Parts up to so many bytes are copied into the replies that they become, and so not before.
-const COPIED_LATER_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const COPIED_LATER_BYTES_MAX: usize = 16 * 1024;
+
+/// But those of longer blocks are copied at once: too much memory for so few bytes even until then.
+const KEPT_BLOCK_BYTES_MAX: usize = 256 * 1024;
 
 /// The part of a block that lies in a range.
 pub(crate) struct Part {
@@ -38,7 +41,9 @@ impl Part {
         let end = start.saturating_add(self.length());
         let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
         let part = plain.slice(index(start).min(plain.len())..index(end).min(plain.len()));
-        let is_short = part.len() < plain.len().div_ceil(2) && part.len() > COPIED_LATER_BYTES_MAX;
-        if is_short { Bytes::copy_from_slice(&part) } else { part }
+        let is_short = part.len() < plain.len().div_ceil(2);
+        let is_copied_later =
+            part.len() <= COPIED_LATER_BYTES_MAX && plain.len() <= KEPT_BLOCK_BYTES_MAX;
+        if is_short && !is_copied_later { Bytes::copy_from_slice(&part) } else { part }
     }
 }
