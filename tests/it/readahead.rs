@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use crate::simulation::random::Random;
-use crate::support::client::{Client, request};
+use crate::support::client::Client;
 use crate::support::pki::text;
 use crate::support::process::pack;
 use crate::support::watched::Watched;
-use crate::support::wire::READ;
 
 const BLOCK: usize = 64 << 10;
 
@@ -79,30 +78,6 @@ async fn who_jumps_has_nothing_decoded_that_it_did_not_ask_for() {
         scene.read(&mut client, block * BLOCK + 4096, 8192).await;
     }
     assert_eq!(scene.decoded(), READS as f64);
-}
-
-/// A client that goes on asking for what is in the cache would otherwise wait for ever for what is not.
-#[tokio::test]
-async fn what_is_not_in_the_cache_is_not_passed_over_by_what_is() {
-    const REQUESTS: u64 = 40_000;
-    const MISS: u64 = 10;
-    let scene = Scene::new(8 << 20, "16MiB");
-    let mut client = scene.open().await;
-    scene.read(&mut client, 0, 1).await;
-    let requests = (0..REQUESTS).flat_map(|cookie| {
-        let offset = if cookie == MISS { 4 << 20 } else { cookie % 1000 };
-        request(0, READ, cookie, offset, 1)
-    });
-    client.send(&requests.collect::<Vec<_>>()).await;
-    let mut position = None;
-    for number in 0..REQUESTS {
-        let (error, cookie, _) = client.reply(1).await;
-        assert_eq!(error, 0);
-        if cookie == MISS {
-            position = Some(number);
-        }
-    }
-    assert!(position.is_some_and(|position| position < REQUESTS / 2), "{position:?}");
 }
 
 #[tokio::test]
