@@ -147,8 +147,10 @@ class Fleet:
         if column.is_filled:
             self._fill(server, tls)
         if state == "cached":
-            self.load.read(server, tls, "--pattern", "sequential", "--block", "262144", "--queue",
-                           "8", "--once")
+            # Ours keeps what is wanted twice.
+            for _ in range(3):
+                self.load.read(server, tls, "--pattern", "sequential", "--block", "262144",
+                               "--queue", "8", "--once")
         return server, True
 
     def stop(self, column, state, tls):

@@ -240,6 +240,20 @@ impl Export {
     /// What the client may know, and the bytes before the failure. The file, and where in it,
     /// goes to the log.
     pub fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, ReadFailure> {
+        self.read_by(Pattern::Random, offset, length)
+    }
+
+    /// As [`Export::read`], for a reader of whom more is known.
+    ///
+    /// # Errors
+    ///
+    /// As [`Export::read`].
+    pub fn read_by(
+        &self,
+        pattern: Pattern,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<Piece>, ReadFailure> {
         let export = self.info.name.as_str();
         let Some((range, zeros)) = self.window.map(offset, u64::from(length)) else {
             let size_bytes = self.info.size_bytes;
@@ -252,7 +266,7 @@ impl Export {
             });
         };
         let bytes = range.end.saturating_sub(range.start);
-        match self.file.slices_or_part(self.stream, range.start, bytes) {
+        match self.file.slices_or_part(self.stream, range.start, bytes, pattern) {
             Ok(slices) => Ok(pieces(slices, zeros)),
             Err(Interrupted { before, error }) => {
                 tracing::info!(export, offset, length, %error, "read failed");
@@ -267,7 +281,7 @@ impl Export {
     #[must_use]
     pub fn load_at_once(&self, offset: u64, length: u32, effort: Effort) -> Option<Loaded> {
         let mut pieces = Vec::new();
-        let pattern = Pattern::Random;
+        let pattern = Pattern::Announced;
         self.read_at_once(offset, length, effort, pattern, &mut pieces).then(|| loaded(&pieces))
     }
 
@@ -280,12 +294,10 @@ impl Export {
         }
     }
 
-    /// How far a client of so many may be read ahead of, in bytes: all of them together by an eighth of the
-    /// cache, or what is read ahead for one would drive out what was for another.
+    /// How far a client of so many may be read ahead of, in bytes.
     #[must_use]
     pub fn ahead_bytes_max(&self, clients: usize) -> u64 {
-        const SHARE: u64 = 8;
-        let all = self.file.cache_bytes() / SHARE;
+        let all = self.file.ahead_bytes_max();
         all.checked_div(clients.max(1) as u64).unwrap_or(all)
     }
 
@@ -296,7 +308,7 @@ impl Export {
     ///
     /// As [`Export::read`].
     pub fn load(&self, offset: u64, length: u32) -> Result<Loaded, Failure> {
-        self.read(offset, length).map(|pieces| loaded(&pieces)).map_err(
+        self.read_by(Pattern::Announced, offset, length).map(|pieces| loaded(&pieces)).map_err(
             |ReadFailure { before, error, message, is_damage }| {
                 let before = before.iter().map(Piece::bytes).fold(0, u64::saturating_add);
                 let position = Some(offset.saturating_add(before));

@@ -70,6 +70,7 @@ struct Jobs {
 
 struct Job {
     work: Work,
+    pattern: Pattern,
     began: Instant,
     /// Whether it was tried where the socket is.
     must_wait: bool,
@@ -97,11 +98,11 @@ impl Misses {
     }
 
     /// Begins something that is not in the cache.
-    pub(crate) fn begin(&mut self, work: Work, began: Instant) {
+    pub(crate) fn begin(&mut self, work: Work, pattern: Pattern, began: Instant) {
         self.waiting = self.waiting.saturating_add(1);
         self.was_used = true;
         let must_wait = matches!(work, Work::Status(_));
-        self.queue.lock().works.push_back(Job { work, began, must_wait });
+        self.queue.lock().works.push_back(Job { work, pattern, began, must_wait });
     }
 
     /// Fetches bytes before the client asks for them, piece by piece.
@@ -150,7 +151,7 @@ impl Misses {
             self.queue.lock().works.push_front(job);
             return None;
         }
-        match at_once(job.work, &self.queue.export, Effort::Decode) {
+        match at_once(job.work, &self.queue.export, Effort::Decode, job.pattern) {
             Ok(outcome) => {
                 self.waiting = self.waiting.saturating_sub(1);
                 Some(Done { outcome, took: job.began.elapsed() })
@@ -237,9 +238,9 @@ impl Client for Queue {
         };
         let Some(next) = next else { return false };
         match next {
-            Next::Work(Job { work, began, .. }) => {
+            Next::Work(Job { work, pattern, began, .. }) => {
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    self.span.in_scope(|| perform(work, &self.export))
+                    self.span.in_scope(|| perform(work, pattern, &self.export))
                 }));
                 let done = match outcome {
                     Ok(outcome) => Ok(Done { outcome, took: began.elapsed() }),
@@ -258,11 +259,15 @@ impl Client for Queue {
 }
 
 /// Does what needs no waiting, or gives it back.
-pub(crate) fn at_once(work: Work, export: &Export, effort: Effort) -> Result<Outcome, Work> {
+pub(crate) fn at_once(
+    work: Work,
+    export: &Export,
+    effort: Effort,
+    pattern: Pattern,
+) -> Result<Outcome, Work> {
     match work {
         Work::Read(read) => {
             let mut pieces = Vec::new();
-            let pattern = Pattern::Random;
             if export.read_at_once(read.offset, read.length, effort, pattern, &mut pieces) {
                 Ok(Outcome::Read(read, Ok(pieces)))
             } else {
@@ -277,10 +282,10 @@ pub(crate) fn at_once(work: Work, export: &Export, effort: Effort) -> Result<Out
     }
 }
 
-fn perform(work: Work, export: &Export) -> Outcome {
+fn perform(work: Work, pattern: Pattern, export: &Export) -> Outcome {
     match work {
         Work::Read(read) => {
-            let outcome = export.read(read.offset, read.length);
+            let outcome = export.read_by(pattern, read.offset, read.length);
             Outcome::Read(read, outcome)
         }
         Work::Load(load) => {

@@ -163,7 +163,7 @@ impl Reader<'_> {
             let is_read = matches!(work, Work::Read(_));
             let before = began.unwrap_or_else(Instant::now);
             if let Some(work) = self.at_once(work, session) {
-                self.misses.begin(work, before);
+                self.misses.begin(work, self.pattern(), before);
             } else if is_read {
                 let now = Instant::now();
                 counters.hit(now.saturating_duration_since(before));
@@ -189,7 +189,7 @@ impl Reader<'_> {
             session.reply_with(read, &mut self.pieces);
             return None;
         }
-        match at_once(work, export, effort) {
+        match at_once(work, export, effort, self.pattern()) {
             Ok(outcome) => {
                 answer(session, outcome);
                 None

@@ -12,6 +12,7 @@ use crate::snapshot::format::Stream;
 use crate::snapshot::page::Page;
 use crate::snapshot::read::Pattern;
 use crate::snapshot::rooms::{Room, Rooms, room_bytes};
+use crate::snapshot::seen::Seen;
 
 /// Size of the cache where nothing else was asked for, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -22,8 +23,24 @@ const PAGES_SHARE: u64 = 8;
 /// Bytes of bookkeeping for an entry, beside what it holds.
 const ENTRY_OVERHEAD_BYTES: u64 = 128;
 
-/// Share of what was read more than once. The rest is for what was read once, or is read ahead and waits
-/// for its reader: by default a thirtieth, from which it was driven out before it came to that.
+/// Share of the cache for long blocks that were read once, or are read ahead and wait for their reader.
+const NEWCOMERS_SHARE: u64 = 8;
+
+/// But no more than that, in bytes: memory that is used again and again, in place of new one for each
+/// block of a disk that is copied once. Each page of that costs more than to decode what goes there.
+const NEWCOMERS_BYTES_MAX: u64 = 16 << 20;
+
+/// Shorter blocks are kept at once, in bytes.
+const NEWCOMER_BYTES_MIN: u32 = 16 * 1024;
+
+/// Newcomers of which there cannot be so many are kept at once.
+const NEWCOMERS_MIN: u64 = 8;
+
+/// The longest newcomer must fit there, and nothing comes there but the first that are met.
+const NEWCOMERS_HOT_SHARE: f64 = 0.15;
+
+/// Share of what was used since it is kept. The rest is for what was not yet: by default a thirtieth, from
+/// which it is driven out before it comes to that.
 const HOT_SHARE: f64 = 0.75;
 
 /// Bytes of one shard at least: an entry that outweighs its shard is not kept at all.
@@ -33,9 +50,16 @@ const SHARDS_MAX: u64 = 64;
 
 /// One cache for the whole process. Whoever misses first fetches; who comes meanwhile waits for
 /// that one fetch.
+///
+/// A long block is kept when it is wanted for the second time. Until then it is a newcomer, for which there
+/// is little room: so who copies a disk neither drives out what others use nor makes the process grow.
 #[derive(Debug)]
 pub struct Cache {
     blocks: Bounded<BlockKey, Bytes>,
+    newcomers: Bounded<BlockKey, Bytes>,
+    newcomers_bytes: u64,
+    /// Newcomers that were there, and perhaps are.
+    seen: Seen,
     pages: Bounded<PageKey, Arc<Page>>,
     rooms: Rooms,
     capacity_bytes: u64,
@@ -126,10 +150,15 @@ impl Cache {
     #[must_use]
     pub fn new(capacity_bytes: u64) -> Self {
         let pages = capacity_bytes / PAGES_SHARE;
+        let newcomers = (capacity_bytes / NEWCOMERS_SHARE).min(NEWCOMERS_BYTES_MAX);
+        let kept = capacity_bytes.saturating_sub(pages).saturating_sub(newcomers);
         let evictions = Arc::new(AtomicU64::new(0));
         Self {
-            blocks: bounded(capacity_bytes.saturating_sub(pages), 32 * 1024, &evictions),
-            pages: bounded(pages, 64 * 1024, &evictions),
+            blocks: bounded(kept, 32 * 1024, HOT_SHARE, &evictions),
+            newcomers: bounded(newcomers, 64 * 1024, NEWCOMERS_HOT_SHARE, &evictions),
+            newcomers_bytes: newcomers,
+            seen: Seen::beside(capacity_bytes),
+            pages: bounded(pages, 64 * 1024, HOT_SHARE, &evictions),
             rooms: Rooms::default(),
             capacity_bytes,
             hits: AtomicU64::new(0),
@@ -156,10 +185,19 @@ impl Cache {
         self.capacity_bytes
     }
 
+    /// How far all readers together may be read ahead of, in bytes: more would drive out what was read ahead
+    /// before its reader comes.
+    #[must_use]
+    pub fn ahead_bytes_max(&self) -> u64 {
+        self.newcomers_bytes / 2
+    }
+
     /// Bytes that the cache holds now, its bookkeeping included.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        self.blocks.weight().saturating_add(self.pages.weight())
+        [self.blocks.weight(), self.newcomers.weight(), self.pages.weight()]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 
     /// Memory for a block of so many bytes.
@@ -169,25 +207,45 @@ impl Cache {
 
     /// The block, if it is there. Whoever makes use of it says so: [`Cache::has_served`].
     pub(crate) fn block(&self, key: &BlockKey, pattern: Pattern) -> Option<Bytes> {
-        match pattern {
-            Pattern::Random => self.blocks.get(key),
+        let kept = match pattern {
+            Pattern::Random | Pattern::Announced => self.blocks.get(key),
             Pattern::Sequential => self.blocks.peek(key),
+        };
+        if kept.is_some() || !self.begins_as_newcomer(key) {
+            return kept;
         }
+        let block = self.newcomers.peek(key)?;
+        if pattern != Pattern::Sequential {
+            self.keep(key, &block);
+        }
+        Some(block)
     }
 
     /// The block, decoded by this call if it is not there. Waits for whoever decodes it already.
     pub(crate) fn block_or_decode<E>(
         &self,
         key: &BlockKey,
+        pattern: Pattern,
         decode: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
+        let is_newcomer = self.begins_as_newcomer(key);
+        if is_newcomer && let Some(block) = self.block(key, pattern) {
+            self.has_served(1);
+            return Ok(block);
+        }
         let mut is_there = true;
-        let block = self.blocks.get_or_insert_with(key, || {
+        let block = self.place(is_newcomer).get_or_insert_with(key, || {
             is_there = false;
             decode()
         });
         let counter = if is_there { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
+        if is_newcomer
+            && !is_there
+            && let Ok(block) = &block
+        {
+            self.meet(key, pattern, block);
+        }
         block
     }
 
@@ -196,9 +254,11 @@ impl Cache {
     pub(crate) fn block_or_decode_at_once(
         &self,
         key: &BlockKey,
+        pattern: Pattern,
         decode: impl FnOnce() -> Option<Bytes>,
     ) -> Option<Bytes> {
-        match self.blocks.get_value_or_guard(key, Some(Duration::ZERO)) {
+        let is_newcomer = self.begins_as_newcomer(key);
+        match self.place(is_newcomer).get_value_or_guard(key, Some(Duration::ZERO)) {
             GuardResult::Value(block) => {
                 self.has_served(1);
                 Some(block)
@@ -208,10 +268,46 @@ impl Cache {
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 // Refused if it was invalidated meanwhile, which nothing here does.
                 let _ = guard.insert(block.clone());
+                if is_newcomer {
+                    self.meet(key, pattern, &block);
+                }
                 Some(block)
             }
             GuardResult::Timeout => None,
         }
+    }
+
+    /// Whether a long block is wanted for the first time, as far as is remembered. The next time it is the
+    /// second. Whoever decodes less than the whole of it then says so: [`Cache::has_decoded_start`].
+    pub(crate) fn meets_first(&self, key: &BlockKey) -> bool {
+        self.begins_as_newcomer(key) && !self.seen.again(key)
+    }
+
+    /// The start of a block was decoded, and is not kept.
+    pub(crate) fn has_decoded_start(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn begins_as_newcomer(&self, key: &BlockKey) -> bool {
+        let bytes = key.logical_length;
+        bytes >= NEWCOMER_BYTES_MIN
+            && u64::from(bytes).saturating_mul(NEWCOMERS_MIN) <= self.newcomers_bytes
+    }
+
+    fn place(&self, is_newcomer: bool) -> &Bounded<BlockKey, Bytes> {
+        if is_newcomer { &self.newcomers } else { &self.blocks }
+    }
+
+    /// A newcomer was decoded.
+    fn meet(&self, key: &BlockKey, pattern: Pattern, block: &Bytes) {
+        if self.seen.again(key) || pattern == Pattern::Announced {
+            self.keep(key, block);
+        }
+    }
+
+    fn keep(&self, key: &BlockKey, block: &Bytes) {
+        self.blocks.insert(*key, block.clone());
+        self.newcomers.remove(key);
     }
 
     /// So many blocks that were there were of use.
@@ -236,6 +332,7 @@ impl Cache {
 fn bounded<K, V>(
     capacity_bytes: u64,
     typical_bytes: u64,
+    hot_share: f64,
     evictions: &Arc<AtomicU64>,
 ) -> Bounded<K, V>
 where
@@ -250,7 +347,7 @@ where
         .shards(usize::try_from(shards).unwrap_or(1))
         .estimated_items_capacity(usize::try_from(items).unwrap_or(usize::MAX))
         .weight_capacity(capacity_bytes)
-        .hot_allocation(HOT_SHARE)
+        .hot_allocation(hot_share)
         .build()
         .expect("every required option is set above");
     QuickCache::with_options(
@@ -265,13 +362,36 @@ where
 mod tests {
     use super::*;
 
+    const LONG: u32 = 65_536;
+
+    /// Of a block that is too short to be a newcomer.
     fn key(offset: u64) -> BlockKey {
-        BlockKey { file: FileId(0), offset, length: 9, logical_length: 9, crc: 0, number: 0 }
+        key_of(offset, 9)
+    }
+
+    fn key_of(offset: u64, logical_length: u32) -> BlockKey {
+        BlockKey { file: FileId(0), offset, length: 9, logical_length, crc: 0, number: 0 }
+    }
+
+    /// Reads a long block. Returns whether it had to be decoded.
+    fn read(cache: &Cache, offset: u64, pattern: Pattern) -> bool {
+        let key = key_of(offset, LONG);
+        if cache.block(&key, pattern).is_some() {
+            return false;
+        }
+        let before = cache.statistics().misses;
+        let decode = || Ok::<_, std::convert::Infallible>(Bytes::from(vec![1; LONG as usize]));
+        cache.block_or_decode(&key, pattern, decode).unwrap();
+        cache.statistics().misses != before
+    }
+
+    fn decoded(cache: &Cache, offsets: std::ops::Range<u64>, pattern: Pattern) -> usize {
+        offsets.filter(|offset| read(cache, *offset, pattern)).count()
     }
 
     fn fill(cache: &Cache, blocks: u64, block_bytes: usize) {
         for offset in 0..blocks {
-            let block = cache.block_or_decode(&key(offset), || {
+            let block = cache.block_or_decode(&key(offset), Pattern::Random, || {
                 Ok::<_, std::convert::Infallible>(Bytes::from(vec![1; block_bytes]))
             });
             assert_eq!(block.unwrap().len(), block_bytes);
@@ -330,7 +450,7 @@ mod tests {
 
     fn fill_one(cache: &Cache, offset: u64) {
         let decode = || Ok::<_, std::convert::Infallible>(Bytes::from(vec![1; 65_536]));
-        cache.block_or_decode(&key(offset), decode).unwrap();
+        cache.block_or_decode(&key(offset), Pattern::Random, decode).unwrap();
     }
 
     #[test]
@@ -343,12 +463,68 @@ mod tests {
 
     #[test]
     fn what_is_read_ahead_is_still_there_when_its_reader_comes() {
-        const AHEAD: u64 = 32;
         let cache = Cache::new(32 << 20);
+        let ahead = cache.ahead_bytes_max() / u64::from(LONG);
+        assert!(ahead >= 32, "{ahead}");
         for offset in 0..3000 {
-            fill_one(&cache, offset + AHEAD);
-            if offset >= AHEAD {
-                assert!(cache.block(&key(offset), Pattern::Sequential).is_some(), "{offset}");
+            read(&cache, offset + ahead, Pattern::Sequential);
+            if offset >= ahead {
+                assert!(!read(&cache, offset, Pattern::Sequential), "{offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_blocks_that_are_read_once_have_little_room_and_the_second_time_they_are_kept() {
+        for pattern in [Pattern::Random, Pattern::Sequential] {
+            let cache = Cache::new(64 << 20);
+            assert_eq!(decoded(&cache, 0..500, pattern), 500);
+            assert!(cache.used_bytes() <= (64 << 20) / NEWCOMERS_SHARE, "{}", cache.used_bytes());
+            assert!(decoded(&cache, 0..500, pattern) > 300);
+            assert!(decoded(&cache, 0..500, pattern) < 150, "what is met again first is there");
+            assert!(cache.used_bytes() > 20 << 20, "{}", cache.used_bytes());
+        }
+    }
+
+    #[test]
+    fn a_newcomer_that_is_read_again_is_kept_unless_that_is_one_reader_who_goes_on() {
+        let cache = Cache::new(64 << 20);
+        let is_kept = |offset| cache.blocks.peek(&key_of(offset, LONG)).is_some();
+        read(&cache, 1, Pattern::Sequential);
+        assert!(!read(&cache, 1, Pattern::Sequential) && !is_kept(1));
+        assert!(!read(&cache, 1, Pattern::Random) && is_kept(1));
+        assert!(cache.newcomers.peek(&key_of(1, LONG)).is_none(), "and takes room once");
+        read(&cache, 2, Pattern::Random);
+        assert!(!is_kept(2));
+        read(&cache, 3, Pattern::Announced);
+        assert!(is_kept(3));
+    }
+
+    #[test]
+    fn what_is_decoded_at_once_is_a_newcomer_too() {
+        let cache = Cache::new(64 << 20);
+        let key = key_of(1, LONG);
+        let decode = || Some(Bytes::from(vec![1; LONG as usize]));
+        assert!(cache.block_or_decode_at_once(&key, Pattern::Random, decode).is_some());
+        assert!(cache.blocks.peek(&key).is_none() && cache.newcomers.peek(&key).is_some());
+        let other = key_of(2, LONG);
+        assert!(cache.meets_first(&other) && !cache.meets_first(&other));
+        assert!(cache.block_or_decode_at_once(&other, Pattern::Random, decode).is_some());
+        assert!(cache.blocks.peek(&other).is_some(), "whose start was wanted before");
+    }
+
+    #[test]
+    fn blocks_for_which_newcomers_have_no_room_are_kept_at_once() {
+        for capacity in [1_u64 << 20, 40 << 20, 64 << 20, 300 << 20, 4 << 30] {
+            let cache = Cache::new(capacity);
+            let longest = u32::try_from(cache.newcomers_bytes / NEWCOMERS_MIN).unwrap();
+            for length in [NEWCOMER_BYTES_MIN - 1, longest, longest + 1] {
+                let key = key_of(1, length);
+                let decode = || Some(Bytes::from(vec![1; length as usize]));
+                cache.block_or_decode_at_once(&key, Pattern::Random, decode).unwrap();
+                let is_newcomer = cache.newcomers.peek(&key).is_some();
+                assert_ne!(is_newcomer, cache.blocks.peek(&key).is_some(), "{capacity} {length}");
+                assert_eq!(is_newcomer, length == longest, "{capacity} {length}");
             }
         }
     }
@@ -363,8 +539,13 @@ mod tests {
     #[test]
     fn a_failed_fetch_is_tried_again_by_the_next_reader() {
         let cache = Cache::new(1 << 20);
-        assert_eq!(cache.block_or_decode(&key(1), || Err::<Bytes, _>("broken")), Err("broken"));
-        let block = cache.block_or_decode(&key(1), || Ok::<_, &str>(Bytes::from_static(b"fine")));
+        assert_eq!(
+            cache.block_or_decode(&key(1), Pattern::Random, || Err::<Bytes, _>("broken")),
+            Err("broken")
+        );
+        let block = cache.block_or_decode(&key(1), Pattern::Random, || {
+            Ok::<_, &str>(Bytes::from_static(b"fine"))
+        });
         assert_eq!(block.unwrap(), "fine");
     }
 
@@ -379,7 +560,12 @@ mod tests {
         };
         std::thread::scope(|scope| {
             for _ in 0..16 {
-                scope.spawn(|| assert_eq!(cache.block_or_decode(&key(1), fetch).unwrap(), "block"));
+                scope.spawn(|| {
+                    assert_eq!(
+                        cache.block_or_decode(&key(1), Pattern::Random, fetch).unwrap(),
+                        "block"
+                    )
+                });
             }
         });
         assert_eq!(fetches.into_inner(), 1);

@@ -1,6 +1,7 @@
 //! Stored bytes of one block to plain bytes: check, decrypt, decompress. Format sections 8 to 10.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,24 @@ pub trait Compressor: Send + Sync + Debug {
     /// [`Damage`] if the stored bytes are not one block of exactly that length. Nothing may be
     /// concluded from the contents of `plain` then.
     fn decompress(&self, stored: &[u8], plain: &mut [u8]) -> Result<(), Damage>;
+
+    /// Whether [`Compressor::decompress_start`] takes less time than the whole.
+    fn stops_early(&self) -> bool {
+        false
+    }
+
+    /// Decompresses the start of a block of `length` plain bytes, and fills `start` with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Damage`] if the stored bytes do not begin a block of that length, as far as was looked.
+    fn decompress_start(&self, stored: &[u8], length: u32, start: &mut [u8]) -> Result<(), Damage> {
+        let mut plain = vec![0; length as usize];
+        self.decompress(stored, &mut plain)?;
+        let longer = Damage::Length { expected: start.len() as u64, found: plain.len() as u64 };
+        start.copy_from_slice(plain.get(..start.len()).ok_or(longer)?);
+        Ok(())
+    }
 }
 
 /// Undoes the encryption of single blocks. Format section 10.
@@ -53,18 +72,36 @@ impl Compressor for Lz4Compressor {
     }
 
     fn decompress(&self, stored: &[u8], plain: &mut [u8]) -> Result<(), Damage> {
-        let Some((prefix, block)) = stored.split_first_chunk() else {
-            return Err(Damage::Compression("no length before the LZ4 block".into()));
-        };
         let expected = plain.len() as u64;
-        let declared = u64::from(u32::from_le_bytes(*prefix));
-        if declared != expected {
-            return Err(Damage::Length { expected, found: declared });
-        }
-        let written = lz4_flex::block::decompress_into(block, plain)
-            .map_err(|error| Damage::Compression(error.to_string()))?;
+        let block = lz4_block(stored, expected)?;
+        let written = lzzzz::lz4::decompress(block, plain).map_err(not_lz4)?;
         exactly(expected, written)
     }
+
+    fn stops_early(&self) -> bool {
+        true
+    }
+
+    fn decompress_start(&self, stored: &[u8], length: u32, start: &mut [u8]) -> Result<(), Damage> {
+        let block = lz4_block(stored, u64::from(length))?;
+        let bytes = start.len();
+        let written = lzzzz::lz4::decompress_partial(block, start, bytes).map_err(not_lz4)?;
+        exactly(bytes as u64, written)
+    }
+}
+
+/// What stands behind the length, if that is as expected.
+fn lz4_block(stored: &[u8], expected: u64) -> Result<&[u8], Damage> {
+    let Some((prefix, block)) = stored.split_first_chunk() else {
+        return Err(Damage::Compression("no length before the LZ4 block".into()));
+    };
+    let declared = u64::from(u32::from_le_bytes(*prefix));
+    if declared == expected { Ok(block) } else { Err(Damage::Length { expected, found: declared }) }
+}
+
+/// What the library says is no more than this.
+fn not_lz4(_: lzzzz::Error) -> Damage {
+    Damage::Compression("not an LZ4 block of this length".into())
 }
 
 /// Zstandard frames, with or without a dictionary. Format section 9.
@@ -158,21 +195,14 @@ impl Decoder {
         expected: Option<Expected>,
         plain: &mut [u8],
     ) -> Result<(), Damage> {
-        let found = crc32fast::hash(stored);
-        if found != crc {
-            return Err(Damage::Checksum { expected: crc, found });
-        }
+        check_crc(stored, crc)?;
         if let Some(Expected::Stored(hash)) = expected
             && *blake3::hash(stored).as_bytes() != hash
         {
             return Err(Damage::StoredHash);
         }
-        let decrypted = match &self.encryptor {
-            Some(encryptor) => Some(encryptor.decrypt(block_number, stored.to_vec())?),
-            None => None,
-        };
-        let stored = decrypted.as_deref().unwrap_or(stored);
-        self.compressor.decompress(stored, plain)?;
+        let stored = self.decrypt(block_number, stored)?;
+        self.compressor.decompress(&stored, plain)?;
         if let Some(Expected::Plain(hash)) = expected
             && *blake3::hash(plain).as_bytes() != hash
         {
@@ -180,6 +210,38 @@ impl Decoder {
         }
         Ok(())
     }
+
+    /// Whether [`Decoder::decode_start`] takes less time than the whole.
+    pub(crate) fn stops_early(&self) -> bool {
+        self.compressor.stops_early()
+    }
+
+    /// As [`Decoder::decode`], of the start of a block of `length` bytes, all of whose stored bytes are
+    /// compared with the CRC-32.
+    pub(crate) fn decode_start(
+        &self,
+        stored: &[u8],
+        crc: u32,
+        block_number: u64,
+        length: u32,
+        start: &mut [u8],
+    ) -> Result<(), Damage> {
+        check_crc(stored, crc)?;
+        let stored = self.decrypt(block_number, stored)?;
+        self.compressor.decompress_start(&stored, length, start)
+    }
+
+    fn decrypt<'a>(&self, block_number: u64, stored: &'a [u8]) -> Result<Cow<'a, [u8]>, Damage> {
+        Ok(match &self.encryptor {
+            Some(encryptor) => Cow::Owned(encryptor.decrypt(block_number, stored.to_vec())?),
+            None => Cow::Borrowed(stored),
+        })
+    }
+}
+
+fn check_crc(stored: &[u8], crc: u32) -> Result<(), Damage> {
+    let found = crc32fast::hash(stored);
+    if found == crc { Ok(()) } else { Err(Damage::Checksum { expected: crc, found }) }
 }
 
 #[cfg(test)]
@@ -209,6 +271,42 @@ mod tests {
         let zstd = ZstdCompressor::new(Vec::new()).unwrap();
         let stored = zstd::bulk::compress(&plain, 3).unwrap();
         assert_eq!(decode(zstd, stored, length).unwrap(), plain);
+    }
+
+    #[test]
+    fn the_start_of_a_block_is_that_of_the_whole_and_the_whole_is_checked() {
+        let plain: Vec<u8> = (0..20_000_u32).flat_map(|n| (n * n / 7).to_le_bytes()).collect();
+        let length = u32::try_from(plain.len()).unwrap();
+        let zstd = Box::new(ZstdCompressor::new(Vec::new()).unwrap());
+        let kinds: [(Box<dyn Compressor>, Vec<u8>); 2] = [
+            (Box::new(Lz4Compressor::new()), lz4(&plain)),
+            (zstd, zstd::bulk::compress(&plain, 3).unwrap()),
+        ];
+        for (compressor, mut stored) in kinds {
+            let decoder = Decoder::new(compressor, None);
+            let crc = crc32fast::hash(&stored);
+            for bytes in [0, 1, 13, 4096, 40_000, plain.len() - 1, plain.len()] {
+                let mut start = vec![0; bytes];
+                decoder.decode_start(&stored, crc, 0, length, &mut start).unwrap();
+                assert!(start == plain[..bytes], "{bytes}");
+            }
+            let start = &mut [0; 100][..];
+            let longer = decoder.decode_start(&stored, crc, 0, length + 1, start);
+            assert!(matches!(longer, Err(Damage::Length { .. })), "{longer:?}");
+            *stored.last_mut().unwrap() ^= 1;
+            let damaged = decoder.decode_start(&stored, crc, 0, length, start);
+            assert!(matches!(damaged, Err(Damage::Checksum { .. })), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_the_stored_bytes_do_not_hold_is_an_error() {
+        let mut stored = lz4(&[7; 100]);
+        stored[..4].copy_from_slice(&200_u32.to_le_bytes());
+        let crc = crc32fast::hash(&stored);
+        let decoder = Decoder::new(Box::new(Lz4Compressor::new()), None);
+        let outcome = decoder.decode_start(&stored, crc, 0, 200, &mut [0; 150]);
+        assert!(matches!(outcome, Err(Damage::Length { .. })), "{outcome:?}");
     }
 
     #[test]

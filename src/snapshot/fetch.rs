@@ -72,12 +72,14 @@ impl Fetched {
         storage: &dyn StorageBackend,
         range: Range<u64>,
     ) -> Option<&[u8]> {
-        self.held = None;
-        let bytes = self.room(&range).ok()?;
-        if !storage.read_resident_at(range.start, bytes) {
-            return None;
+        if !self.held.as_ref().is_some_and(|held| contains(held, file, &range)) {
+            self.held = None;
+            let bytes = self.room(&range).ok()?;
+            if !storage.read_resident_at(range.start, bytes) {
+                return None;
+            }
+            self.held = Some((file, range.clone()));
         }
-        self.held = Some((file, range.clone()));
         self.held_part(&range)
     }
 

@@ -17,7 +17,7 @@ use crate::snapshot::format::{Family, FormatError, Stream};
 use crate::snapshot::hash_index::HashIndex;
 use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Expected, Page};
-use crate::snapshot::read::{Account, Pattern};
+use crate::snapshot::read::{Pattern, Read};
 use crate::snapshot::stream_size::{StreamSize, measure};
 use crate::snapshot::structure::{self, Structure};
 
@@ -214,10 +214,10 @@ impl File {
         self.cache.block(&self.block_key(block)?, pattern)
     }
 
-    /// What the cache may hold, in bytes.
+    /// How far all readers of whatever snapshots together may be read ahead of, in bytes.
     #[must_use]
-    pub fn cache_bytes(&self) -> u64 {
-        self.cache.capacity_bytes()
+    pub fn ahead_bytes_max(&self) -> u64 {
+        self.cache.ahead_bytes_max()
     }
 
     /// So many blocks that were in the cache were of use.
@@ -225,19 +225,31 @@ impl File {
         self.cache.has_served(blocks);
     }
 
-    /// A block that is stored.
+    /// A block that is stored, or as much of it as is wanted.
     pub(crate) fn block(
         &self,
-        account: &Account,
+        read: Read<'_>,
         stream: Stream,
         block: &Block,
+        wanted_bytes: u32,
     ) -> Result<Bytes, Error> {
         let key = self
             .block_key(block)
             .ok_or_else(|| self.damaged(Damage::Entry("no stored bytes"), stream, block, 0))?;
-        self.cache.block_or_decode(&key, || {
+        let fetched = &read.account.fetched;
+        if self.takes_start(read.pattern, block, wanted_bytes)
+            && self.cache.block(&key, read.pattern).is_none()
+            && self.cache.meets_first(&key)
+        {
+            let mut fetched = fetched.borrow_mut();
+            let stored = self.stored(&mut fetched, &key)?;
+            return self
+                .decode_start(stored, &key, block.number, wanted_bytes)
+                .map_err(|damage| self.damaged(damage, stream, block, key.offset));
+        }
+        self.cache.block_or_decode(&key, read.pattern, || {
             let expected = || self.expected(stream, block);
-            self.decode(&mut account.fetched.borrow_mut(), stream, block, &key, expected)
+            self.decode(&mut fetched.borrow_mut(), stream, block, &key, expected)
         })
     }
 
@@ -246,19 +258,57 @@ impl File {
         self.check == Check::Crc && self.structure.manifest().is_none()
     }
 
-    /// A block that is stored, if it can be decoded without waiting for storage or for somebody else. Only
-    /// of a file that [`File::decodes_without_waiting`].
-    pub(crate) fn block_at_once(&self, account: &Account, block: &Block) -> Option<Bytes> {
+    /// A block that is stored, or as much of it as is wanted, if it can be decoded without waiting for
+    /// storage or for somebody else. Only of a file that [`File::decodes_without_waiting`].
+    pub(crate) fn block_at_once(
+        &self,
+        read: Read<'_>,
+        block: &Block,
+        wanted_bytes: u32,
+    ) -> Option<Bytes> {
         let key = self.block_key(block)?;
-        self.cache.block_or_decode_at_once(&key, || {
-            let mut fetched = account.fetched.borrow_mut();
-            let range = key.offset..key.offset.saturating_add(u64::from(key.length));
-            let stored = fetched.stored_at_once(self.id, self.structure.storage(), range)?;
+        let mut fetched = read.account.fetched.borrow_mut();
+        let range = key.offset..key.offset.saturating_add(u64::from(key.length));
+        let storage = self.structure.storage();
+        if self.takes_start(read.pattern, block, wanted_bytes) {
+            // First of all, since it would be no newcomer any more for whoever waits for its bytes.
+            let stored = fetched.stored_at_once(self.id, storage, range.clone())?;
+            if self.cache.meets_first(&key) {
+                return self.decode_start(stored, &key, block.number, wanted_bytes).ok();
+            }
+        }
+        self.cache.block_or_decode_at_once(&key, read.pattern, || {
+            let stored = fetched.stored_at_once(self.id, storage, range)?;
             let (crc, number) = (key.crc, block.number);
             let mut plain = self.cache.room(key.logical_length);
             let decoded = self.decoder.decode(stored, crc, number, None, plain.as_mut());
             decoded.ok().map(|()| Bytes::from_owner(plain))
         })
+    }
+
+    /// Whether the start of a block is decoded in place of the whole while nobody wants more of it: where
+    /// that spares something, and where the CRC-32 of the stored bytes is all that it is compared with.
+    fn takes_start(&self, pattern: Pattern, block: &Block, wanted_bytes: u32) -> bool {
+        let most = (block.logical_length() / 4).saturating_mul(3);
+        pattern == Pattern::Random
+            && wanted_bytes <= most
+            && self.decoder.stops_early()
+            && self.decodes_without_waiting()
+    }
+
+    /// The first bytes of a block. The cache does not get them.
+    fn decode_start(
+        &self,
+        stored: &[u8],
+        key: &BlockKey,
+        number: u64,
+        wanted_bytes: u32,
+    ) -> Result<Bytes, Damage> {
+        let mut start = self.cache.room(wanted_bytes);
+        let length = key.logical_length;
+        self.decoder.decode_start(stored, key.crc, number, length, start.as_mut())?;
+        self.cache.has_decoded_start();
+        Ok(Bytes::from_owner(start))
     }
 
     /// What a block is compared with beside its CRC-32: what was signed, else its hash if that is
@@ -289,18 +339,23 @@ impl File {
         key: &BlockKey,
         expected: impl FnOnce() -> Result<Option<Expected>, Error>,
     ) -> Result<Bytes, Error> {
-        let (what, offset) = ("block", key.offset);
-        let range = offset..offset.saturating_add(u64::from(key.length));
-        let stored = fetched
-            .stored(self.id, self.structure.storage(), range)
-            .map_err(|source| ErrorKind::Read { what, offset, length: key.length as usize, source })
-            .map_err(|kind| self.structure.error(kind))?;
+        let stored = self.stored(fetched, key)?;
         let expected = expected()?;
         let mut plain = self.cache.room(key.logical_length);
         self.decoder
             .decode(stored, key.crc, block.number, expected, plain.as_mut())
-            .map_err(|damage| self.damaged(damage, stream, block, offset))?;
+            .map_err(|damage| self.damaged(damage, stream, block, key.offset))?;
         Ok(Bytes::from_owner(plain))
+    }
+
+    /// The stored bytes of a block, read if need be.
+    fn stored<'a>(&self, fetched: &'a mut Fetched, key: &BlockKey) -> Result<&'a [u8], Error> {
+        let (what, offset) = ("block", key.offset);
+        let range = offset..offset.saturating_add(u64::from(key.length));
+        fetched
+            .stored(self.id, self.structure.storage(), range)
+            .map_err(|source| ErrorKind::Read { what, offset, length: key.length as usize, source })
+            .map_err(|kind| self.structure.error(kind))
     }
 
     /// Checks everything that is known of a block, past the cache: what was decoded before says

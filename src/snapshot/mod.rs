@@ -23,6 +23,7 @@ mod read;
 pub mod readahead;
 pub(crate) mod reference;
 pub(crate) mod rooms;
+mod seen;
 pub mod signature;
 mod signer;
 pub mod storage;

@@ -24,6 +24,17 @@ impl Part {
         self.range.end.saturating_sub(self.range.start)
     }
 
+    /// How much of its block there is before its end, in bytes: so much must be decoded. All of it if the part
+    /// begins where the block does, since whoever begins there goes on, more often than not.
+    pub(crate) fn bytes_to_end(&self) -> u32 {
+        let whole = self.block.logical_length();
+        let start = self.block.range.start;
+        if self.range.start == start {
+            return whole;
+        }
+        u32::try_from(self.range.end.saturating_sub(start)).map_or(whole, |bytes| bytes.min(whole))
+    }
+
     /// The same part of a block of equal length that stands elsewhere.
     pub(crate) fn within(&self, block: &Block) -> Self {
         let into_block = self.range.start.saturating_sub(self.block.range.start);

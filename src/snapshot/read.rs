@@ -88,6 +88,8 @@ pub enum Effort {
 pub enum Pattern {
     /// What is read now is likely to be read again.
     Random,
+    /// It was said that this will be read soon.
+    Announced,
     /// Everything is read in order. However often a block is touched by that, the cache takes it for one
     /// that was never read, so that copies of whole disks do not drive out what others use.
     Sequential,
@@ -147,9 +149,9 @@ pub(crate) struct Read<'a> {
 }
 
 impl<'a> Read<'a> {
-    /// One that may wait.
+    /// One that may wait, of whole blocks.
     pub(crate) fn of_storage(account: &'a Account) -> Self {
-        Self { reach: Reach::Storage, pattern: Pattern::Random, account }
+        Self { reach: Reach::Storage, pattern: Pattern::Sequential, account }
     }
 
     pub(crate) fn may_wait(self) -> bool {
@@ -201,7 +203,8 @@ impl File {
     ///
     /// [`Error`] if the range is not inside the stream or a block that it touches cannot be served.
     pub fn slices(&self, stream: Stream, offset: u64, length: u64) -> Result<Vec<Slice>, Error> {
-        self.slices_or_part(stream, offset, length).map_err(|interrupted| interrupted.error)
+        self.slices_or_part(stream, offset, length, Pattern::Sequential)
+            .map_err(|interrupted| interrupted.error)
     }
 
     /// As [`File::slices`], for callers who have a use for the bytes before a failure.
@@ -214,10 +217,11 @@ impl File {
         stream: Stream,
         offset: u64,
         length: u64,
+        pattern: Pattern,
     ) -> Result<Vec<Slice>, Interrupted> {
         let mut slices = Vec::new();
         let account = Account::new();
-        let read = Read::of_storage(&account);
+        let read = Read { pattern, ..Read::of_storage(&account) };
         let outcome = self
             .check_range(stream, offset, length)
             .map_err(Stop::Failed)
@@ -268,7 +272,7 @@ impl File {
     pub fn fetch(&self, stream: Stream, range: Range<u64>) {
         let end = range.end.min(self.size(stream));
         let account = Account::new();
-        let read = Read { pattern: Pattern::Sequential, ..Read::of_storage(&account) };
+        let read = Read::of_storage(&account);
         // A damaged block ends it: whoever reads in order will not come further either.
         let _ = self.collect(read, stream, range.start.min(end)..end, &mut Nowhere);
     }
@@ -342,7 +346,7 @@ impl File {
         match &part.block.contents {
             Contents::Zeros => slices.push(Slice::Zeros(part.length())),
             Contents::Stored { .. } => {
-                let plain = self.block_in_reach(read, stream, &part.block)?;
+                let plain = self.block_in_reach(read, stream, part)?;
                 slices.push(Slice::Data(part.of(&plain)));
             }
             Contents::Reference(reference) => {
@@ -403,9 +407,11 @@ impl File {
         }
     }
 
-    fn block_in_reach(&self, read: Read<'_>, stream: Stream, block: &Block) -> Result<Bytes, Stop> {
+    /// The plain bytes of a block, or its first bytes as far as a part of it is wanted.
+    fn block_in_reach(&self, read: Read<'_>, stream: Stream, part: &Part) -> Result<Bytes, Stop> {
+        let block = &part.block;
         match read.reach {
-            Reach::Storage => Ok(self.block(read.account, stream, block)?),
+            Reach::Storage => Ok(self.block(read, stream, block, part.bytes_to_end())?),
             Reach::Cache | Reach::PageCache => {
                 if let Some(plain) = self.cached_block(read.pattern, block) {
                     read.account.hits.set(read.account.hits.get().saturating_add(1));
@@ -415,7 +421,9 @@ impl File {
                 let may_decode = read.reach == Reach::PageCache
                     && self.decodes_without_waiting()
                     && read.account.decodes_at_once(bytes);
-                let plain = may_decode.then(|| self.block_at_once(read.account, block)).flatten();
+                let plain = may_decode
+                    .then(|| self.block_at_once(read, block, part.bytes_to_end()))
+                    .flatten();
                 plain.ok_or(Stop::Miss)
             }
         }
