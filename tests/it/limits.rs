@@ -6,19 +6,22 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hexz_nbd::server::{Limits, TlsMode};
+use hexz_nbd::export::Catalogue;
+use hexz_nbd::server::{Limits, Policy, TlsMode};
+use hexz_nbd::snapshot::File;
 use rustls::pki_types::ServerName;
 use rustls::version::TLS12;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::support::client::{self, ACK, PATIENCE, option};
+use crate::simulation::random::Random;
+use crate::support::client::{self, ACK, PATIENCE, option, request};
 use crate::support::fixtures;
-use crate::support::process::{Client, HEXZ_NBD, Process, refused};
+use crate::support::process::{Client, HEXZ_NBD, Process, pack, refused};
 use crate::support::server::Server;
 use crate::support::tls::{Files, Pki, TlsClient, policy, shake_hands};
-use crate::support::wire::{LIST, STARTTLS};
+use crate::support::wire::{LIST, READ, STARTTLS};
 
 #[tokio::test]
 async fn a_client_beyond_the_limit_is_served_when_another_leaves() {
@@ -213,6 +216,42 @@ async fn a_client_that_is_idle_for_too_long_is_disconnected_and_one_that_reads_i
         assert_eq!(last.elapsed().as_secs(), 10);
     };
     tokio::join!(streams.serve(theirs), reading);
+}
+
+/// One thread, and all requests are there before it begins: so nothing but the order that the server gives
+/// them decides.
+#[tokio::test]
+async fn what_is_not_in_the_cache_has_its_turn_though_hits_keep_coming() {
+    const HITS: u64 = 40_000;
+    const MISS: u64 = HITS + 1;
+    // Blocks that are kept at once, one of which is read before.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("noise.img");
+    std::fs::write(&path, Random::new(5).bytes(1 << 20)).unwrap();
+    let snapshot = pack(&path, &["--block-size", "4KiB"]);
+    let file = File::open(&snapshot).unwrap();
+    let server = Server::with(Policy::plaintext(Catalogue::of_one(file)), Limits::default()).await;
+    let (ours, theirs) = tokio::io::duplex(4 << 20);
+    let (streams, mut client) = (server.streams(), client::Client { stream: ours });
+    let reading = async {
+        client.greet(3).await;
+        client.go("").await;
+        client.read(0, 1).await;
+        let mut requests = request(0, READ, MISS, 512 << 10, 1);
+        for cookie in 0..HITS {
+            requests.extend(request(0, READ, cookie, 0, 1));
+        }
+        client.send(&requests).await;
+        let mut hits_before = 0;
+        while client.reply(1).await.1 != MISS {
+            hits_before += 1;
+        }
+        assert!(hits_before < HITS / 4, "it came behind {hits_before} others");
+    };
+    tokio::select! {
+        () = reading => {}
+        () = streams.serve(theirs) => panic!("the server hung up"),
+    }
 }
 
 /// Column `tr` of /proc/net/tcp is 2 while the kernel has a keepalive timer, and 1 while it waits for

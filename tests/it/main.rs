@@ -33,6 +33,7 @@ mod mapping;
 mod matrix;
 mod meta_context;
 mod negotiation;
+mod newcomers;
 mod pack;
 mod pack_base;
 mod pack_encrypt;
