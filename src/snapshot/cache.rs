@@ -280,7 +280,7 @@ impl Cache {
     /// Whether a long block is wanted for the first time, as far as is remembered. The next time it is the
     /// second. Whoever decodes less than the whole of it then says so: [`Cache::has_decoded_start`].
     pub(crate) fn meets_first(&self, key: &BlockKey) -> bool {
-        self.begins_as_newcomer(key) && !self.seen.again(key)
+        self.begins_as_newcomer(key) && !self.seen.again(key, key.logical_length)
     }
 
     /// The start of a block was decoded, and is not kept.
@@ -300,7 +300,7 @@ impl Cache {
 
     /// A newcomer was decoded.
     fn meet(&self, key: &BlockKey, pattern: Pattern, block: &Bytes) {
-        if self.seen.again(key) || pattern == Pattern::Announced {
+        if self.seen.again(key, key.logical_length) || pattern == Pattern::Announced {
             self.keep(key, block);
         }
     }
