@@ -11,6 +11,7 @@ pub use self::window::{RoundUp, Window, WindowError};
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::export::extents::CONTEXT_NAMES;
 use crate::export::partition::Partition;
@@ -19,7 +20,7 @@ use crate::nbd::wire::Errno;
 use crate::nbd::{ExportInfo, Failure, Loaded, NegotiatedExport, Piece, ReadFailure};
 use crate::snapshot::part::COPIED_LATER_BYTES_MAX;
 use crate::snapshot::{
-    Content, Effort, Error, ErrorKind, File, Interrupted, Pattern, Sink, Slice, Stream,
+    Content, Effort, Error, ErrorKind, File, Interrupted, Pattern, Reader, Sink, Slice, Stream,
 };
 
 /// How a snapshot is exported.
@@ -285,12 +286,14 @@ impl Export {
         self.read_at_once(offset, length, effort, pattern, &mut pieces).then(|| loaded(&pieces))
     }
 
-    /// Sees that bytes are in the cache, as far as they are in the export. May read storage and decode, so
-    /// call it where that stalls nobody. What is wrong with them is told to those who read them.
-    pub fn fetch(&self, range: Range<u64>) {
+    /// Sees that bytes are in the cache for a client, as far as they are in the export and behind its position,
+    /// where its last read ended. May read storage and decode, so call it where that stalls nobody. What is
+    /// wrong with them is told to those who read them.
+    pub fn fetch(&self, range: Range<u64>, position: &AtomicU64) {
         let length = range.end.min(self.info.size_bytes).saturating_sub(range.start);
-        if let Some((range, _)) = self.window.map(range.start, length) {
-            self.file.fetch(self.stream, range);
+        if let Some((in_stream, _)) = self.window.map(range.start, length) {
+            let from = in_stream.start.saturating_sub(range.start);
+            self.file.fetch(self.stream, in_stream, Reader { position, from });
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub(crate) struct Misses {
 
 struct Queue {
     jobs: Mutex<Jobs>,
+    /// Where the last read of the client ended, for what is fetched ahead of it.
+    position: AtomicU64,
     export: Arc<Export>,
     has_finished: Notify,
     span: Span,
@@ -80,6 +83,7 @@ impl Misses {
     pub(crate) fn new(export: &Arc<Export>, decoders: &Arc<Decoders>) -> Self {
         let queue = Queue {
             jobs: Mutex::default(),
+            position: AtomicU64::new(0),
             export: Arc::clone(export),
             has_finished: Notify::new(),
             span: Span::current(),
@@ -115,6 +119,11 @@ impl Misses {
             jobs.ahead.push_back(start..end);
             start = end;
         }
+    }
+
+    /// The client has come so far. What it has read itself is not fetched any more.
+    pub(crate) fn has_reached(&self, position: u64) {
+        self.queue.position.store(position, Ordering::Relaxed);
     }
 
     /// Forgets what was to be fetched ahead.
@@ -251,7 +260,7 @@ impl Client for Queue {
             }
             // Should it panic, whoever reads these bytes meets that too.
             Next::Ahead(range) => {
-                let _ = catch_unwind(AssertUnwindSafe(|| self.export.fetch(range)));
+                let _ = catch_unwind(AssertUnwindSafe(|| self.export.fetch(range, &self.position)));
             }
         }
         true

@@ -213,6 +213,7 @@ impl Reader<'_> {
         let (all, free) =
             (shared.limits.connections_max.get(), shared.connections.available_permits());
         let bytes_max = self.export.ahead_bytes_max(all.saturating_sub(free));
+        self.misses.has_reached(self.ahead.position());
         if let Some(range) = self.ahead.wants(self.export.info().size_bytes, bytes_max) {
             self.has_fetched_ahead = true;
             self.misses.fetch_ahead(range);

@@ -238,13 +238,12 @@ impl Cache {
             is_there = false;
             decode()
         });
-        let counter = if is_there { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if is_newcomer
-            && !is_there
-            && let Ok(block) = &block
-        {
-            self.meet(key, pattern, block);
+        if let Ok(block) = &block {
+            let counter = if is_there { &self.hits } else { &self.misses };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if is_newcomer && !is_there {
+                self.meet(key, pattern, block);
+            }
         }
         block
     }

@@ -17,7 +17,7 @@ use crate::snapshot::format::{Family, FormatError, Stream};
 use crate::snapshot::hash_index::HashIndex;
 use crate::snapshot::open::{Check, OpenOptions};
 use crate::snapshot::page::{Block, Contents, Expected, Page};
-use crate::snapshot::read::{Pattern, Read};
+use crate::snapshot::read::{Pattern, Read, Stop};
 use crate::snapshot::stream_size::{StreamSize, measure};
 use crate::snapshot::structure::{self, Structure};
 
@@ -232,7 +232,7 @@ impl File {
         stream: Stream,
         block: &Block,
         wanted_bytes: u32,
-    ) -> Result<Bytes, Error> {
+    ) -> Result<Bytes, Stop> {
         let key = self
             .block_key(block)
             .ok_or_else(|| self.damaged(Damage::Entry("no stored bytes"), stream, block, 0))?;
@@ -245,11 +245,15 @@ impl File {
             let stored = self.stored(&mut fetched, &key)?;
             return self
                 .decode_start(stored, &key, block.number, wanted_bytes)
-                .map_err(|damage| self.damaged(damage, stream, block, key.offset));
+                .map_err(|damage| self.damaged(damage, stream, block, key.offset).into());
         }
         self.cache.block_or_decode(&key, read.pattern, || {
+            // Once more, now that the reader would wait for this: a thread may have been stopped for long before.
+            if read.is_for_nobody(block.range.end) {
+                return Err(Stop::Miss);
+            }
             let expected = || self.expected(stream, block);
-            self.decode(&mut fetched.borrow_mut(), stream, block, &key, expected)
+            Ok(self.decode(&mut fetched.borrow_mut(), stream, block, &key, expected)?)
         })
     }
 

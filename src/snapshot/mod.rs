@@ -43,7 +43,7 @@ pub use self::file::File;
 pub use self::format::{Compression, Family, Stream};
 pub use self::manifest::{Manifest, ManifestError, Root, Trust};
 pub use self::open::{Check, OpenOptions};
-pub use self::read::{Effort, Interrupted, Pattern, Sink, Slice};
+pub use self::read::{Effort, Interrupted, Pattern, Reader, Sink, Slice};
 pub use self::readahead::ReadAhead;
 pub use self::signature::{SigningKey, VerifyKey};
 pub use self::storage::{FileBackend, MemoryBackend, StorageBackend};

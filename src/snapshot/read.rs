@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -146,12 +147,35 @@ pub(crate) struct Read<'a> {
     pub(crate) reach: Reach,
     pub(crate) pattern: Pattern,
     pub(crate) account: &'a Account,
+    /// For whom it is, if that is somebody who has not asked.
+    pub(crate) reader: Option<Reader<'a>>,
+}
+
+/// A reader for whom bytes are fetched before it asks, and who moves on meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
+    /// Where its last read ended.
+    pub position: &'a AtomicU64,
+    /// Where in the stream that counts from, in bytes.
+    pub from: u64,
+}
+
+impl Reader<'_> {
+    fn has_passed(self, end: u64) -> bool {
+        self.from.saturating_add(self.position.load(Ordering::Relaxed)) >= end
+    }
 }
 
 impl<'a> Read<'a> {
     /// One that may wait, of whole blocks.
     pub(crate) fn of_storage(account: &'a Account) -> Self {
-        Self { reach: Reach::Storage, pattern: Pattern::Sequential, account }
+        Self { reach: Reach::Storage, pattern: Pattern::Sequential, account, reader: None }
+    }
+
+    /// Whether its reader has read all before a place of the stream. That may have been driven out of the cache
+    /// since.
+    pub(crate) fn is_for_nobody(self, end: u64) -> bool {
+        self.reader.is_some_and(|reader| reader.has_passed(end))
     }
 
     pub(crate) fn may_wait(self) -> bool {
@@ -259,7 +283,7 @@ impl File {
             Effort::Cached => Reach::Cache,
             Effort::Decode => Reach::PageCache,
         };
-        let read = Read { reach, pattern, account: &account };
+        let read = Read { reach, pattern, account: &account, reader: None };
         let is_whole = self.collect(read, stream, range, slices).is_ok();
         if is_whole {
             self.has_served_from_cache(account.hits.get());
@@ -267,12 +291,12 @@ impl File {
         is_whole
     }
 
-    /// Sees that a range is in the cache, as far as it lies in the stream. May read storage and decode. What
-    /// is wrong with it is told to those who read it.
-    pub fn fetch(&self, stream: Stream, range: Range<u64>) {
+    /// Sees that a range is in the cache for its reader, as far as it lies in the stream and before that reader.
+    /// May read storage and decode. What is wrong with it is told to those who read it.
+    pub fn fetch(&self, stream: Stream, range: Range<u64>, reader: Reader<'_>) {
         let end = range.end.min(self.size(stream));
         let account = Account::new();
-        let read = Read::of_storage(&account);
+        let read = Read { reader: Some(reader), ..Read::of_storage(&account) };
         // A damaged block ends it: whoever reads in order will not come further either.
         let _ = self.collect(read, stream, range.start.min(end)..end, &mut Nowhere);
     }
@@ -300,7 +324,9 @@ impl File {
                 && let Some(block) = page.block(at)
             {
                 let end = block.range.end.min(range.end);
-                if position < end {
+                if read.is_for_nobody(end) {
+                    position = position.max(end);
+                } else if position < end {
                     if read.may_wait() {
                         self.expect_neighbours(read.account, &page, at, &block, range.end);
                     }
@@ -411,7 +437,7 @@ impl File {
     fn block_in_reach(&self, read: Read<'_>, stream: Stream, part: &Part) -> Result<Bytes, Stop> {
         let block = &part.block;
         match read.reach {
-            Reach::Storage => Ok(self.block(read, stream, block, part.bytes_to_end())?),
+            Reach::Storage => self.block(read, stream, block, part.bytes_to_end()),
             Reach::Cache | Reach::PageCache => {
                 if let Some(plain) = self.cached_block(read.pattern, block) {
                     read.account.hits.set(read.account.hits.get().saturating_add(1));

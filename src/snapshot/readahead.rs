@@ -59,6 +59,12 @@ impl ReadAhead {
         self.run_reads > 1 && self.run_bytes >= RUN_BYTES_MIN
     }
 
+    /// Where its last read ended.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
     /// What it reads is not at hand.
     pub fn misses(&mut self) {
         self.has_missed = true;
