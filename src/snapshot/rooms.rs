@@ -43,13 +43,10 @@ impl Rooms {
     /// Memory for so many bytes, all zero: a faulty decoder must not show what was there before.
     pub(crate) fn take(&self, length: usize) -> Room {
         let size = room_bytes(length);
-        let mut bytes = match self.lock().take(size) {
-            Some(mut bytes) => {
-                bytes.clear();
-                bytes
-            }
-            None => Vec::with_capacity(size),
-        };
+        // The lock is not held any more when the system is asked for memory.
+        let idle = self.lock().take(size);
+        let mut bytes = idle.unwrap_or_else(|| Vec::with_capacity(size));
+        bytes.clear();
         bytes.resize(length, 0);
         Room { bytes, rooms: self.clone() }
     }
