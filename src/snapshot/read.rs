@@ -409,6 +409,8 @@ impl File {
                 Ok(())
             }
             Origin::Block { ancestor, stream: there, block } => {
+                // It lies elsewhere than where its reader will come to it.
+                let read = Read { reader: None, ..read };
                 let ancestor = self.ancestors().get(*ancestor).ok_or_else(lost)?;
                 if !self.prove(read, reference, &ancestor.file, *there, block)? {
                     let why = "the block of the parent has other bytes than its hash says";
