@@ -28,7 +28,7 @@ use hexz_nbd::nbd::{Contexts, Outbox, Replies, Terms, Transmission, Work};
 use hexz_nbd::snapshot::Stream;
 use hexz_nbd::snapshot::write::{Method, ZstdLevel};
 
-use crate::support::{BLOCK, image, open, pack, request};
+use crate::support::{BLOCK, image, open, pack, request, warm};
 
 #[allow(dead_code, reason = "not every benchmark uses all of it")]
 mod support;
@@ -159,8 +159,7 @@ fn in_hole(number: usize) -> usize {
 /// Requests that came with one read of the socket, answered from the cache, as `server` does it: all
 /// of it but the system calls.
 fn cached(directory: &Path, replies: Replies, length: u32, place: Places) -> Counted {
-    let file = open(&directory.join(LZ4), CACHE_BYTES);
-    file.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+    let file = warm(&directory.join(LZ4), CACHE_BYTES, IMAGE_BYTES);
     let settings = ExportSettings {
         name: "disk".into(),
         description: None,

@@ -29,7 +29,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{BLOCK, image, open, open_checked, pack, request};
+use crate::support::{BLOCK, image, open, open_checked, pack, request, warm};
 
 mod support;
 
@@ -129,8 +129,7 @@ fn nbd(criterion: &mut Criterion) {
 
 fn server(criterion: &mut Criterion) {
     let files = snapshots();
-    let warm = open(&files.lz4, 256 << 20);
-    warm.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+    let warm = warm(&files.lz4, 256 << 20, IMAGE_BYTES);
     let address = serve(vec![("warm", warm), ("cold", open(&files.zstd, 0))]);
 
     let mut group = criterion.benchmark_group("server");
@@ -181,8 +180,7 @@ fn server(criterion: &mut Criterion) {
 /// What it costs to come in, and what a client that is served already notices of those who do.
 fn tls(criterion: &mut Criterion) {
     let files = snapshots();
-    let warm = open(&files.lz4, 256 << 20);
-    warm.slices(Stream::Main, 0, IMAGE_BYTES as u64).unwrap();
+    let warm = warm(&files.lz4, 256 << 20, IMAGE_BYTES);
     let directory = tempfile::tempdir().unwrap();
     let (policy, client) = pki(directory.path(), catalogue(vec![("warm", warm)]));
     let address = run(policy);

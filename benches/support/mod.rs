@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use hexz_nbd::snapshot::write::{self, BlockSize, Cut, Method, Settings, Source};
-use hexz_nbd::snapshot::{Cache, Check, File, FileBackend, OpenOptions};
+use hexz_nbd::snapshot::{Cache, Check, File, FileBackend, OpenOptions, Pattern, Stream};
 
 /// Plain bytes of a block of every snapshot here.
 pub(crate) const BLOCK: usize = 64 * 1024;
@@ -65,6 +65,13 @@ pub(crate) fn open_checked(path: &Path, cache_bytes: u64, check: Check) -> Arc<F
     let cache = Arc::new(Cache::new(cache_bytes));
     let options = OpenOptions { cache, check, ..OpenOptions::default() };
     File::open_with(Arc::new(FileBackend::new(path).unwrap()), options).unwrap()
+}
+
+/// A snapshot whose first bytes are in its cache, which has room for them.
+pub(crate) fn warm(path: &Path, cache_bytes: u64, bytes: usize) -> Arc<File> {
+    let file = open(path, cache_bytes);
+    file.slices_or_part(Stream::Main, 0, bytes as u64, Pattern::Announced).unwrap();
+    file
 }
 
 /// A read as a client sends it.
