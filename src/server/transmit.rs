@@ -162,7 +162,7 @@ impl Reader<'_> {
             let Some(work) = session.next_work(input)? else { break };
             let is_read = matches!(work, Work::Read(_));
             let before = began.unwrap_or_else(Instant::now);
-            if let Some(work) = self.at_once(work, session) {
+            if let Some(work) = self.answer_from_cache(work, session) {
                 self.misses.begin(work, self.pattern(), before);
             } else if is_read {
                 let now = Instant::now();
@@ -174,7 +174,7 @@ impl Reader<'_> {
     }
 
     /// Answers something from the cache, or gives it back.
-    fn at_once(&mut self, work: Work, session: &mut Transmission) -> Option<Work> {
+    fn answer_from_cache(&mut self, work: Work, session: &mut Transmission) -> Option<Work> {
         let (export, effort) = (self.export, Effort::Cached);
         if let Work::Read(read) = work {
             let (offset, length) = (read.offset, read.length);
