@@ -306,7 +306,8 @@ impl Cache {
 
     fn keep(&self, key: &BlockKey, block: &Bytes) {
         self.blocks.insert(*key, block.clone());
-        self.newcomers.remove(key);
+        // Not the place of somebody who decodes it again, for whom others wait.
+        self.newcomers.remove_if(key, |_| true);
     }
 
     /// So many blocks that were there were of use.
