@@ -179,12 +179,6 @@ impl Cache {
         }
     }
 
-    /// What it may hold, in bytes.
-    #[must_use]
-    pub fn capacity_bytes(&self) -> u64 {
-        self.capacity_bytes
-    }
-
     /// How far all readers together may be read ahead of, in bytes: more would drive out what was read ahead
     /// before its reader comes.
     #[must_use]

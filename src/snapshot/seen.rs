@@ -18,7 +18,7 @@ const SETS_MIN: usize = 64;
 /// 16 MiB of memory.
 const SETS_MAX: usize = 1 << 20;
 
-/// So many bytes of blocks that were not there are an era, as a share of the cache.
+/// An era lasts until blocks of this share of the cache were asked for.
 const ERAS_EACH: u64 = 4;
 
 /// What came before so many eras is forgotten: two caches full. To keep what comes again no sooner would be
